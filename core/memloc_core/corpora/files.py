@@ -1,0 +1,194 @@
+"""Paragraph files: .jsonl, .npy, .pt, and .csv and .parquet through `datasets`.
+
+A row is token ids (`tokens`, `token_ids` or `input_ids`) or text (`text` or `paragraph`, encoded by the model's
+tokenizer), and may carry `count`, `family`, `genre` and `split`. Files of arrays hold ids, one row each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memloc_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from memloc_core.requests import Ints
+
+TOKEN_COLUMNS = ("tokens", "token_ids", "input_ids")
+TEXT_COLUMNS = ("text", "paragraph")
+OTHER_COLUMNS = ("count", "family", "genre", "split")
+
+
+@dataclass
+class Rows:
+    """Token ids row by row, and the other columns that the file has."""
+
+    tokens: Sequence[Sequence[int] | Ints]
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def read_rows(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    """All rows of a paragraph file. `tokenizer` is called only if there is text to encode. Raises UsageError."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path} is of no known kind; paragraph files end in {', '.join(_READERS)}.")
+    try:
+        if path.stat().st_size == 0:
+            raise UsageError(f"{path} is empty.")
+        return reader(path, tokenizer)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _read_jsonl(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    records = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+                raise UsageError(f"{path}, line {number}, is not JSON: {error}.") from None
+            if not isinstance(record, dict):
+                raise UsageError(f"{path}, line {number}, is not a JSON object.")
+            records.append(record)
+    if not records:
+        raise UsageError(f"{path} holds no paragraph.")
+    names = [name for name in (*TOKEN_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS) if any(name in r for r in records)]
+    return _from_columns(path, {name: [r.get(name) for r in records] for name in names}, tokenizer)
+
+
+def _read_npy(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    try:
+        array = load_array(path)
+    except ValueError as error:
+        raise UsageError(f"{path} is no plain .npy array: {error}.") from None
+    return _from_array(path, array)
+
+
+def load_array(path: Path) -> Any:
+    """The array of a .npy file, no pickle. Raises ValueError for anything else, and OSError."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # the header is parsed as Python, and its shape may ask for more memory than there is
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an archive of several")
+    return array
+
+
+def _read_pt(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    import torch
+
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+        array = None
+        if isinstance(tensor, torch.Tensor):
+            tensor = tensor.detach().to_dense()
+            array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds; the pickle module's own among them
+        raise UsageError(
+            f"{path} is no plain tensor file: it is damaged, or holds objects that only running its code could load."
+        ) from error
+    if array is None:
+        raise UsageError(f"{path} holds a {type(tensor).__name__}, not one tensor of token ids [n, length].")
+    return _from_array(path, array)
+
+
+def _read_table(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    import tempfile
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    read = datasets.Dataset.from_csv if path.suffix.lower() == ".csv" else datasets.Dataset.from_parquet
+    try:
+        # The folder must not outlive this call: `datasets` would keep a second copy of the file, keyed by its path.
+        with tempfile.TemporaryDirectory() as folder:
+            table = read(str(path), cache_dir=folder, keep_in_memory=True)
+            names = [n for n in (*TOKEN_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS) if n in table.column_names]
+            columns = {name: list(table[name]) for name in names}
+            found = table.column_names
+    except Exception as error:  # pyarrow, pandas and datasets each have their own
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise UsageError(f"{path} cannot be read as {path.suffix.lower()}: {reason}") from error
+    if not columns:
+        raise UsageError(f"{path} has the columns {', '.join(found)}; none is one of {_wanted()}.")
+    for name in TOKEN_COLUMNS:  # a .csv cell holds a list as text
+        if name in columns and any(isinstance(cell, str) for cell in columns[name]):
+            columns[name] = [_ids_in_text(path, row, cell) for row, cell in enumerate(columns[name], 1)]
+    return _from_columns(path, columns, tokenizer)
+
+
+_READERS: dict[str, Callable[[Path, Callable[[], Any]], Rows]] = {
+    ".jsonl": _read_jsonl,
+    ".npy": _read_npy,
+    ".pt": _read_pt,
+    ".csv": _read_table,
+    ".parquet": _read_table,
+}
+
+
+def _wanted() -> str:
+    return ", ".join((*TOKEN_COLUMNS, *TEXT_COLUMNS))
+
+
+def _ids_in_text(path: Path, row: int, cell: Any) -> list[int]:
+    """Token ids written as [1, 2], 1,2 or 1 2."""
+    words = re.split(r"[\s,]+", cell.strip(" \t\r\n[]")) if isinstance(cell, str) else [""]
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise UsageError(f"{path}, row {row}: {str(cell)[:40]!r} is no list of token ids.") from None
+
+
+def _from_array(path: Path, array: Any) -> Rows:
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise UsageError(
+            f"{path} holds {array.dtype} {list(array.shape)}; a paragraph file holds integer token ids [n, length]."
+        )
+    if not len(array):
+        raise UsageError(f"{path} holds no paragraph: its shape is {list(array.shape)}.")
+    return Rows(array.astype(np.int64))
+
+
+def _from_columns(path: Path, columns: dict[str, list[Any]], tokenizer: Callable[[], Any]) -> Rows:
+    others = {name: columns[name] for name in OTHER_COLUMNS if name in columns}
+    for name in TOKEN_COLUMNS:
+        if name in columns:
+            return Rows([_ids(path, row, ids) for row, ids in enumerate(columns[name], 1)], others)
+    for name in TEXT_COLUMNS:
+        if name in columns:
+            return Rows(_encode(path, columns[name], tokenizer()), others)
+    raise UsageError(f"{path} has no column or key of paragraphs; it needs one of {_wanted()}.")
+
+
+def _ids(path: Path, row: int, ids: Any) -> list[int]:
+    if not isinstance(ids, list) or not all(type(i) is int and abs(i) < 2**62 for i in ids):
+        raise UsageError(f"{path}, row {row}: its tokens are no list of whole numbers.")
+    return ids
+
+
+def _encode(path: Path, texts: list[Any], tokenizer: Any) -> list[list[int]]:
+    if tokenizer is None:
+        raise UsageError(f"{path} holds text, but the model's folder holds no tokenizer to encode it with.")
+    for row, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise UsageError(f"{path}, row {row}: its text is {'missing' if text is None else 'no text'}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{path}, row {row}: its text holds half a surrogate pair, which is no text.") from None
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]

@@ -1,0 +1,485 @@
+"""A loaded causal language model: the raw Hugging Face weights, and the few ways every analysis runs them.
+
+Letters in shapes: n rows, t tokens, c continuation positions, w width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memloc_core import architectures, sources
+from memloc_core.errors import Cancelled, MemlocError, UsageError
+from memloc_core.requests import ModelInfo, OpenModel, Tokens
+from memloc_core.tokenizers import read_config
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOGITS_AT_ONCE = 16_000_000  # elements of the largest logits tensor, 64 MB in fp32
+_WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What teacher forcing says about each target token, [n, c]."""
+
+    predicted: Tensor  # int64, argmax
+    margin: Tensor  # float32 logits: true token minus best other, negative where another token wins
+    nll: Tensor  # float32 nats
+
+    def exact_match(self, targets: Tensor) -> Tensor:
+        """Leading positions where the argmax is the target, [n]: greedy decoding's exact match (METRICS.md)."""
+        return (self.predicted == targets).long().cumprod(-1).sum(-1)
+
+    def deciding_margin(self, targets: Tensor) -> Tensor:
+        """Smallest |margin| over the matched run and the first mismatch, [n]: what the exact match hangs on."""
+        decides = (self.predicted == targets).long().cumprod(-1)
+        decides = torch.cat([torch.ones_like(decides[:, :1]), decides[:, :-1]], -1).bool()
+        return self.margin.abs().masked_fill(~decides, torch.inf).amin(-1)
+
+
+class PeakMemory:
+    """The most memory that an analysis held beyond what was taken when it began.
+
+    Measured on a GPU. Elsewhere estimated: `row_bytes` of the rows in a step, and the `held` bytes between steps.
+    """
+
+    def __init__(self, device: torch.device, held: int = 0) -> None:
+        self.bytes = 0
+        self.held = held
+        self._device = device
+        self._before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+    @contextlib.contextmanager
+    def step(self, estimate: int) -> Iterator[None]:
+        """One step of the analysis. Other requests may run between two steps, so nothing is measured there."""
+        if self._device.type != "cuda":
+            yield
+            self.bytes = max(self.bytes, self.held + estimate)
+            return
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self._device) - self._before)
+
+
+class LanguageModel:
+    """The raw model, its identity, and cancellation.
+
+    `logits` of `hidden` equal the model's own logits: `load` checks that on the loaded weights and, for a model whose
+    head is more than one matrix, lets `hidden` return whole logits and `logits` pass them through.
+    """
+
+    def __init__(self, model: Any, info: ModelInfo) -> None:
+        self.model = model
+        self.info = info
+        self.device = model.device
+        self.cancelled = threading.Event()
+        self.notices: list[str] = []
+        config = model.config.get_text_config()
+        bos = getattr(config, "bos_token_id", None)
+        self.bos: int | None = bos if isinstance(bos, int) and 0 <= bos < info.vocabulary else None
+        self._splits = self._trunk_and_head_equal_the_model()
+        self._refuse_unless_causal()
+        self.reuses_prefix = self._cached_prefix_equals_whole_pass()
+        self.adapter = architectures.find(model)
+        self.blocks = _blocks(model)
+        for block in self.blocks:
+            block.register_forward_pre_hook(self._stop_if_cancelled)
+
+    # ------------------------------------------------------------------------------------------------- forward passes
+
+    def hidden(self, ids: Tensor, cache: Any = None) -> Tensor:
+        """Final hidden states after the last norm, [n, t, w], for ids [n, t] that follow what `cache` holds.
+
+        The cache, a transformers `Cache`, is extended in place.
+        """
+        run = self.model.base_model if self._splits else self.model
+        out = run(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
+        hidden: Tensor = out.last_hidden_state if self._splits else out.logits
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., w], in float32 (a float64 model's stay so)."""
+        return _at_least_float32(self.model.get_output_embeddings()(hidden) if self._splits else hidden)
+
+    def token_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
+        """Score targets [n, c] under the hidden states [n, c, w] that predict them.
+
+        The logits exist only a chunk at a time, and each chunk is read four times in place: `logsumexp` alone would
+        take a third of the head's matmul on a CPU.
+        """
+        flat, wanted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()
+        step = max(1, _LOGITS_AT_ONCE // self.info.vocabulary)
+        parts = []
+        for start in range(0, len(flat), step):
+            logits = self.logits(flat[start : start + step])
+            if not self._splits:
+                logits = logits.clone()  # they are the model's own output, and what follows works in place
+            target = wanted[start : start + step, None]
+            true = logits.gather(-1, target)
+            predicted = logits.argmax(-1, keepdim=True)
+            top = logits.gather(-1, predicted)
+            logits.scatter_(-1, predicted, -torch.inf)
+            second = logits.amax(-1, keepdim=True)
+            margin = torch.where(predicted == target, top - second, true - top)
+            # -log p = (top - true) + log(1 + sum of exp(other - top)): exact also where p is nearly one.
+            nll = logits.sub_(top).exp_().sum(-1, keepdim=True).log1p_() + (top - true)
+            parts.append((predicted, margin, nll))
+        predicted, margin, nll = (torch.cat(column).view(targets.shape) for column in zip(*parts, strict=True))
+        return TokenScores(predicted, margin, nll)
+
+    def score(self, rows: Tensor, prefix_length: int, targets: Tensor | None = None) -> TokenScores:
+        """Score the continuations of rows [n, t] by one pass: logits at prefix_length - 1 .. t - 2 only."""
+        hidden = self.hidden(rows[:, :-1])[:, prefix_length - 1 :]
+        return self.token_scores(hidden, rows[:, prefix_length:] if targets is None else targets)
+
+    def nll(self, rows: Tensor, prefix_length: int) -> Tensor:
+        """NLL [n, c] in nats of the continuations of rows [n, t], differentiable."""
+        hidden = self.hidden(rows[:, :-1])[:, prefix_length - 1 :]
+        targets = rows[:, prefix_length:].to(self.device)
+        return F.cross_entropy(self.logits(hidden).mT, targets, reduction="none")
+
+    def greedy(self, prompts: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Greedy tokens [n, length] after prompts [n, t], and their probabilities; end-of-text is a token like any."""
+        cache, ids = self.new_cache(), prompts
+        tokens, probabilities = [], []
+        for _ in range(length):
+            logits = self.logits(self.hidden(ids, cache)[:, -1])
+            ids = logits.argmax(-1, keepdim=True)
+            tokens.append(ids)
+            probabilities.append((logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)).exp())
+        return torch.cat(tokens, -1).cpu(), torch.cat(probabilities, -1).cpu()
+
+    def new_cache(self) -> Any:
+        """An empty key/value cache of the kind this model wants."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
+    def repeated(self, cache: Any, n: int) -> Any:
+        """A copy of a one-row cache for n rows; the original stays as it is."""
+        twin = copy.deepcopy(cache)
+        twin.batch_repeat_interleave(n)
+        return twin
+
+    # ----------------------------------------------------------------------------------------------- heads and blocks
+
+    def architecture(self, analysis: str) -> architectures.Architecture:
+        """The model's adapter. Raises UsageError, naming the analysis, where the model's family has none."""
+        if self.adapter is None:
+            raise UsageError(
+                f"{analysis} needs to know where a model keeps its heads and its MLP, and memloc does not know it of "
+                f"{self.info.architecture}; exact match, perturbation, sweeps and gradients per layer still work."
+            )
+        return self.adapter
+
+    def check_head(self, layer: int, head: int) -> None:
+        """Raise UsageError for a head that this model does not have."""
+        layers, heads, name = self.info.layers, self.info.heads, self.info.name
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise UsageError(
+                f"There is no head L{layer}H{head}: {name} has layers 0..{layers - 1} with heads 0..{heads - 1}."
+            )
+
+    @contextlib.contextmanager
+    def ablated(self, heads: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """Within, the outputs z of these (layer, head) are zero in every forward pass."""
+        architecture = self.architecture("Head ablation")
+        masks: dict[int, Tensor] = {}
+        for layer, head in heads:
+            self.check_head(layer, head)
+            if layer not in masks:
+                masks[layer] = torch.ones(architecture.heads, architecture.head_dim, device=self.device)
+            masks[layer][head] = 0
+
+        def hook(mask: Tensor) -> architectures.Hook:
+            return lambda z: z * mask.flatten().to(z.dtype)
+
+        with architecture.hooked(*(("z", layer, hook(mask)) for layer, mask in masks.items())):
+            yield
+
+    # --------------------------------------------------------------------------------------------------- rows at once
+
+    def row_bytes(self, length: int, *, backward: bool = False) -> int:
+        """What one row of `length` tokens takes in a forward pass, or a forward and backward pass, by estimate.
+
+        Counted per token: a block's inner activations (about 16 widths), and keys and values of every layer. What is
+        kept for the backward pass is about 24 widths and 3 attention patterns in every layer, and the logits of half
+        the row three times over.
+        """
+        info = self.info
+        size: int = next(self.model.parameters()).element_size()
+        widths, patterns = (16 + 24 * info.layers, 3 * info.layers) if backward else (16 + 2 * info.layers, 2)
+        logits = 6 * length * info.vocabulary if backward else 0
+        return length * size * info.width * widths + length * length * info.heads * 4 * patterns + logits
+
+    def rows_at_once(self, length: int, *, backward: bool = False) -> int:
+        """How many rows of `length` tokens one pass may take: a tenth of the free memory, at least one."""
+        row = self.row_bytes(length, backward=backward)
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+            most = 4096
+        else:
+            free = free_memory()
+            most = 64  # larger batches leave the processor's caches and gain nothing
+        return max(1, min(most, int(free * 0.1) // row))
+
+    def in_batches(
+        self,
+        run: Callable[[int, int], None],
+        n: int,
+        length: int,
+        *,
+        backward: bool = False,
+        peak: PeakMemory | None = None,
+    ) -> Iterator[int]:
+        """Call run(start, stop) over n rows in batches, and yield how many are done after each.
+
+        `backward`: the rows go through a backward pass as well; `peak` is told what each batch takes.
+
+        Out of memory halves the batch and goes on with the same rows; `notices` says so. A single row that does not
+        fit raises MemlocError.
+        """
+        size, start = self.rows_at_once(length, backward=backward), 0
+        row = self.row_bytes(length, backward=backward)
+        while start < n:
+            stop = min(n, start + size)
+            try:
+                with peak.step((stop - start) * row) if peak else contextlib.nullcontext():
+                    run(start, stop)
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise MemlocError(
+                        f"Not enough memory on {self.device} for a single row of {length} tokens."
+                    ) from None
+                size = (stop - start) // 2
+                self.notices.append(f"Out of memory with {stop - start} rows at once; went on with {size}.")
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            start = stop
+            yield start
+
+    # --------------------------------------------------------------------------------------------- checks and cancel
+
+    def check_tokens(self, tokens: Any, length: int) -> None:
+        """Raise UsageError for ids beyond the vocabulary, or a row longer than the model's positions."""
+        highest, lowest = max(tokens, default=0), min(tokens, default=0)
+        if highest >= self.info.vocabulary or lowest < 0:
+            wrong = highest if highest >= self.info.vocabulary else lowest
+            raise UsageError(f"Token id {wrong} is beyond {self.info.name}'s vocabulary of {self.info.vocabulary:,}.")
+        if self.info.positions and length > self.info.positions:
+            raise UsageError(f"{length} tokens are more than the {self.info.positions} that {self.info.name} can read.")
+
+    def rows(self, paragraphs: tuple[Tokens, ...], prefix_length: int) -> Tensor:
+        """Paragraphs as rows [n, t]. Raises UsageError unless they have one length, beyond the prefix, of known ids."""
+        lengths = {len(row) for row in paragraphs}
+        if len(lengths) != 1 or not 0 < prefix_length < min(lengths):
+            raise UsageError("This analysis needs paragraphs of one length, longer than the prefix.")
+        for row in paragraphs:
+            self.check_tokens(row, len(row))
+        return torch.tensor(paragraphs)
+
+    def _stop_if_cancelled(self, module: nn.Module, inputs: Any) -> None:
+        if self.cancelled.is_set():
+            raise Cancelled("Cancelled.")
+
+    def _probe_ids(self) -> Tensor:
+        positions = min(self.info.positions or 12, 12)
+        return (torch.arange(positions, device=self.device) * 7 % self.info.vocabulary)[None]
+
+    def _trunk_and_head_equal_the_model(self) -> bool:
+        self._splits = False
+        ids = self._probe_ids()
+        with torch.inference_mode():
+            whole = _at_least_float32(self.model(input_ids=ids).logits)
+            if not torch.isfinite(whole).all():
+                raise MemlocError(f"{self.info.name} gives logits that are not finite; its weights are damaged.")
+            if self.model.get_output_embeddings() is None:
+                return False
+            self._splits = True
+            with contextlib.suppress(AttributeError, TypeError, RuntimeError, ValueError):
+                return torch.equal(self.logits(self.hidden(ids)), whole)
+            return False
+
+    def _refuse_unless_causal(self) -> None:
+        """A model that looks ahead, such as BERT, would be scored on tokens that it has already seen."""
+        ids = self._probe_ids()
+        half = ids.shape[1] // 2
+        with torch.inference_mode():
+            whole, alone = self.hidden(ids)[:, :half], self.hidden(ids[:, :half])
+        if not self._nearly(alone, whole):
+            raise MemlocError(
+                f"{self.info.name} ({self.info.architecture}) is no causal language model: it looks ahead."
+            )
+
+    @staticmethod
+    def _nearly(a: Tensor, b: Tensor) -> bool:
+        """Equal up to rounding."""
+        tolerance = {torch.float32: 1e-3}.get(b.dtype, 5e-2) * float(b.abs().max())
+        return bool((a - b).abs().max() <= tolerance)
+
+    def _cached_prefix_equals_whole_pass(self) -> bool:
+        """Whether tokens after a cached prefix get the hidden states of a whole pass (up to rounding)."""
+        ids = self._probe_ids()
+        half = ids.shape[1] // 2
+        with torch.inference_mode(), contextlib.suppress(Exception):
+            whole = self.hidden(ids)[:, half:]
+            cache = self.new_cache()
+            self.hidden(ids[:, :half], cache)
+            return self._nearly(self.hidden(ids[:, half:].repeat(2, 1), self.repeated(cache, 2)), whole)
+        return False
+
+
+def load(request: OpenModel) -> LanguageModel:
+    """Load a model from local files only. Raises UsageError or MemlocError, saying which file and what is wrong.
+
+    Refused: remote code, pickles that are more than plain weights, missing, misshapen or non-finite weights.
+    """
+    folder = sources.model_folder(request.model)
+    device = _device(request.device)
+    if request.dtype != "auto" and request.dtype not in DTYPES:
+        raise UsageError(f"--dtype {request.dtype!r} is none of auto, {', '.join(DTYPES)}.")
+    # A half-precision file would otherwise load as half, and exact match hangs on small margins.
+    dtype = DTYPES.get(request.dtype, torch.float32)
+    model, attention = _from_pretrained(folder, request.model, dtype)
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise MemlocError(f"{folder}: the weights {name} hold NaN or infinite values; the file is damaged.")
+    model.eval().requires_grad_(False)
+    config = model.config.get_text_config()
+    fingerprint = weight_fingerprint(model)
+    kind = str(dtype).removeprefix("torch.")
+    settings = _settings_of(config)
+    identity = hashlib.sha256("\n".join((fingerprint, kind, attention, device.type, settings)).encode()).hexdigest()
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        raise MemlocError(
+            f"{request.model} does not fit on {device}: try --dtype bfloat16, another --device, or a smaller model."
+        ) from None
+    info = ModelInfo(
+        name="demo" if request.model == sources.DEMO else Path(request.model).name,
+        folder=str(folder),
+        architecture=type(model).__name__,
+        fingerprint=fingerprint,
+        identity=identity,
+        dtype=kind,
+        device=str(device),
+        attention=attention,
+        layers=int(getattr(config, "num_hidden_layers", 0)),
+        heads=int(getattr(config, "num_attention_heads", 0)),
+        width=int(getattr(config, "hidden_size", 0)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        vocabulary=int(config.vocab_size),
+        positions=int(getattr(config, "max_position_embeddings", 0) or 0),
+    )
+    return LanguageModel(model, info)
+
+
+def _settings_of(config: Any) -> str:
+    """What config.json says beyond the weights: a window's size or a rotary base changes results, a path does not."""
+    about_the_file = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+    settings = {name: value for name, value in config.to_dict().items() if name not in about_the_file}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def weight_fingerprint(model: nn.Module) -> str:
+    """sha256 over every parameter's name, shape, type and bytes as loaded: independent of the file's format."""
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        name, tensor = item
+        whole = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        whole.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return whole.digest()
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(model.named_parameters())))).hexdigest()
+
+
+def _from_pretrained(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, str]:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not any(next(folder.glob(pattern), None) for pattern in _WEIGHT_FILES):
+        raise MemlocError(f"{folder} holds no weights (no .safetensors and no .bin file).")
+    kind = read_config(folder).get("model_type")
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "dtype": dtype,
+        "output_loading_info": True,
+        "use_safetensors": True if next(folder.glob("*.safetensors"), None) else None,
+    }
+    try:
+        try:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="eager", **options
+            )
+        except ValueError as error:
+            if "attn_implementation" not in str(error):
+                raise
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+    except Exception as error:  # each file format and each architecture raises its own
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        if "weights_only" in str(error) or "Unpickl" in type(error).__name__ or "Unsupported global" in str(error):
+            raise MemlocError(
+                f"{folder}: the .bin file is damaged or holds more than plain weights, and loading it could run code; "
+                "it is refused. Convert the model to safetensors where you trust it."
+            ) from error
+        raise MemlocError(f"{folder} cannot be loaded as a causal language model ({kind}): {text[0]}") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if wrong := sorted(str(key) for key in report.get(what) or ()):
+            raise MemlocError(
+                f"{folder}: {len(wrong)} weights are {what.split('_')[0]} (the first: {wrong[0]}), "
+                "so the model would be partly random. The checkpoint is incomplete or of another architecture."
+            )
+    return model, str(getattr(model.config, "_attn_implementation", "") or "eager")
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"--device {wanted!r} is no device; give auto, cpu or cuda:0.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {wanted}: this machine shows {found} CUDA device{'s' * (found != 1)}.")
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UsageError(f"--device {wanted}: not available on this machine; give auto, cpu or cuda:0.")
+    return device
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: the longest list of modules in the model."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def free_memory() -> int:
+    """Bytes that the machine can still give (Linux: MemAvailable; elsewhere a careful 4 GiB)."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30

@@ -1,0 +1,112 @@
+"""What a paragraph is: `prefix_length` token ids to prompt with, and the ids that should follow."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memloc_core import sources
+from memloc_core.corpora.files import Rows, load_array, read_rows
+from memloc_core.errors import MemlocError, UsageError
+from memloc_core.requests import OpenParagraphs, ParagraphSet
+from memloc_core.tokenizers import load_tokenizer, read_config, vocabulary_size
+
+if TYPE_CHECKING:
+    from memloc_core.requests import Ints
+
+
+def paragraph_id(tokens: Ints) -> str:
+    """Ten hex digits of the sha256 of the ids: stable across files, orders and machines."""
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i8").tobytes()).hexdigest()[:10]
+
+
+def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
+    """Read, check and describe the paragraphs of a file.
+
+    Rows longer than prefix + continuation are cut, shorter ones are left out and counted in a notice. Raises
+    UsageError for a file of another kind, no row left, or an id beyond the model's vocabulary.
+    """
+    if request.prefix_length < 1 or request.continuation_length < 1:
+        raise UsageError("Prefix and continuation need at least one token each.")
+    path = sources.paragraph_file(request.source)
+    folder = sources.model_folder(request.model)
+    length = request.prefix_length + request.continuation_length
+    rows = read_rows(path, lambda: load_tokenizer(folder))
+    kept = [i for i, row in enumerate(rows.tokens) if len(row) >= length]
+    notices = []
+    if left_out := len(rows.tokens) - len(kept):
+        short = next(i for i, row in enumerate(rows.tokens) if len(row) < length)
+        said = (
+            f"{left_out:,} of {len(rows.tokens):,} rows of {path.name} are shorter than {length} tokens "
+            f"(the first is row {short + 1} with {len(rows.tokens[short])})"
+        )
+        if not kept:
+            raise UsageError(f"{said}; none is left. Ask for a shorter prefix or continuation.")
+        notices.append(f"{said}; they are left out.")
+    if not kept:
+        raise UsageError(f"{path} holds no paragraph.")
+    tokens = np.stack([np.asarray(rows.tokens[i][:length], np.int64) for i in kept])
+    vocabulary = vocabulary_size(read_config(folder), folder)
+    _check_vocabulary(tokens, vocabulary, path, request.model)
+    counts = _corpus_counts(path, vocabulary)
+    return ParagraphSet(
+        source=request.source,
+        fingerprint=hashlib.sha256(tokens.tobytes()).hexdigest(),
+        prefix_length=request.prefix_length,
+        ids=tuple(paragraph_id(row) for row in tokens),
+        tokens=tokens,
+        counts=np.bincount(tokens.ravel(), minlength=vocabulary) if counts is None else counts,
+        counts_of="set" if counts is None else "corpus",
+        repetitions=_ints(rows, "count", kept),
+        family=_ints(rows, "family", kept),
+        genre=_strings(rows, "genre", kept),
+        split=_strings(rows, "split", kept),
+        notices=tuple(notices),
+    )
+
+
+def _check_vocabulary(tokens: Ints, vocabulary: int, path: Path, model: str) -> None:
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0:
+        raise UsageError(f"{path} holds the token id {lowest}; ids start at 0.")
+    if highest >= (vocabulary or 2**31):
+        raise UsageError(
+            f"{path} holds the token id {highest}, but {model} has only {vocabulary or 2**31:,} tokens: "
+            "the paragraphs belong to another model's tokenizer."
+        )
+
+
+def _corpus_counts(path: Path, vocabulary: int) -> Ints | None:
+    """The corpus' unigram counts, which lie beside the paragraphs as NAME.counts.npy, int [V]; None if not there."""
+    file = path.with_suffix(".counts.npy")
+    if not file.is_file():
+        return None
+    try:
+        counts = load_array(file)
+    except (OSError, ValueError) as error:
+        raise MemlocError(f"{file} cannot be read: {error}") from None
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or (vocabulary and len(counts) != vocabulary):
+        raise MemlocError(f"{file} holds {counts.dtype} {list(counts.shape)}, not one count per token [{vocabulary}].")
+    return np.asarray(counts, np.int64)
+
+
+def _ints(rows: Rows, column: str, kept: list[int]) -> Ints:
+    values = rows.columns.get(column)
+    if values is None:
+        return np.full(len(kept), -1, np.int64)
+    return np.array([_int(values[i]) for i in kept], np.int64)
+
+
+def _int(value: object) -> int:
+    """A whole number, also where a table's gaps made it a float; -1 for anything else."""
+    if isinstance(value, int | float) and -(2**62) < value < 2**62 and value == int(value):
+        return int(value)
+    return -1
+
+
+def _strings(rows: Rows, column: str, kept: list[int]) -> tuple[str, ...]:
+    values = rows.columns.get(column)
+    return tuple("" if values is None or values[i] is None else str(values[i]) for i in kept)

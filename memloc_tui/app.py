@@ -1,0 +1,206 @@
+"""The explorer's app: it paints first, then opens the session, and it ends the session when it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.worker import Worker, WorkerState
+
+from memloc_tui.glyphs import visible
+from memloc_tui.screens.explorer import Explorer
+from memloc_tui.widgets.panels import PANELS, panel_type
+
+if TYPE_CHECKING:
+    from memloc_core.errors import EngineDied
+    from memloc_tui.session import Session
+    from memloc_tui.settings import Settings
+    from memloc_tui.state import Resume
+
+SAVE_AFTER = 0.8  # seconds of quiet before the resume state is written
+ENGINE = {
+    "starting": "engine starting",
+    "loading": "reading the weights",
+    "ready": "ready",
+    "busy": "computing",
+    "died": "engine ended · r asks again",
+}
+
+
+class MemlocApp(App[None], inherit_bindings=False):
+    """`session` is for whoever has one already (tests); else it is made from `settings` after the first frame."""
+
+    TITLE = "memloc"
+    CSS_PATH = "memloc.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    BINDINGS = [
+        Binding("question_mark", "help", "help", id="app.help", tooltip="Every key", key_display="?"),
+        Binding(
+            "ctrl+p", "command_palette", "palette", id="app.palette", tooltip="Every action by name", priority=True
+        ),
+        Binding("q", "leave", "quit", id="app.quit", tooltip="Quit; asks while a job is running"),
+        Binding("ctrl+q,ctrl+c", "leave", "quit", id="app.quit_too", tooltip="Quit, also from an input"),
+    ]
+
+    def __init__(self, settings: Settings, session: Session | None = None, *, theme: str | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.session: Session | None = session
+        self._given = session
+        self.resume: Resume  # once it is read, after the first frame
+        self._resumed = False
+        self._save_timer: Timer | None = None
+        self._wanted_theme = theme
+        self.animation_level = "none"
+
+    def get_default_screen(self) -> Screen[None]:
+        return Explorer(self.size)
+
+    @property
+    def explorer(self) -> Explorer:
+        screen = self.screen_stack[0]
+        assert isinstance(screen, Explorer)
+        return screen
+
+    def on_mount(self) -> None:
+        if self._wanted_theme:
+            if self._wanted_theme in self.available_themes:
+                self.theme = self._wanted_theme
+            else:
+                self.say(f"There is no theme called {self._wanted_theme}; ctrl+p lists them.", severity="warning")
+        self.call_after_refresh(self.reopen)
+
+    # --------------------------------------------------------------------------------------------------------- session
+
+    def reopen(self) -> None:
+        """Open the session, or try once more after it could not be opened."""
+        self.run_worker(self._open, group="open", exclusive=True, exit_on_error=False)
+
+    async def _open(self) -> None:
+        from memloc_core.errors import MemlocError
+        from memloc_tui import state
+
+        if not self._resumed:
+            await self.explorer.begin()
+            self.resume, notice = state.load(self.settings.model, self.settings.paragraphs)
+            self._resumed = True
+            if notice:
+                self.say(notice, severity="warning")
+        if self._given is not None:
+            session = self._given
+            session.on_state, session.on_notice = self.engine_state, self.say  # type: ignore[attr-defined]
+        else:
+            from memloc_tui.session import Session
+
+            session = Session(self.settings, on_state=self.engine_state, on_notice=self.say)
+        self.session = session
+        try:
+            await session.open(self.explorer.part)
+        except MemlocError as error:
+            self.explorer.top.show_engine("not opened · r tries again")
+            self.explorer.fail(str(error))
+            await session.close()
+            self.session = None
+
+    def engine_state(self, state: str) -> None:
+        self.explorer.top.show_engine(ENGINE.get(state, visible(state)))
+        if state == "died":
+            self.say("The engine ended. Nothing of yours is lost; the next question starts it again.", "warning")
+
+    def engine_died(self, error: EngineDied) -> None:
+        """Said once however many questions it took down."""
+        self.explorer.top.show_engine(ENGINE["died"])
+        if str(error) not in {n.message for n in self._notifications}:
+            self.say(f"{error} Nothing of yours is lost: r asks again.", severity="error")
+
+    async def on_unmount(self) -> None:
+        self._save()
+        if self.session is not None:
+            await self.session.close()
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """A worker that fails with what nobody foresaw is said, not swallowed."""
+        if event.state is WorkerState.ERROR and event.worker.error is not None:
+            error = event.worker.error
+            self.log.error(error)
+            said = f"Something went wrong: {type(error).__name__}: {error}"
+            if event.worker.group == "open":
+                self.explorer.top.show_engine("not opened · r tries again")
+                self.explorer.fail(said)
+            else:
+                self.say(said, severity="error")
+
+    # ---------------------------------------------------------------------------------------------------------- saying
+
+    def say(self, message: str, severity: Literal["information", "warning", "error"] = "information") -> None:
+        """A notice that holds data as well as words: never parsed as markup."""
+        self.notify(visible(message), severity=severity, markup=False)
+
+    # ---------------------------------------------------------------------------------------------------- resume state
+
+    def save_soon(self) -> None:
+        """Written a moment after the last change; an SSH drop asks nobody."""
+        if self._save_timer is None:
+            self._save_timer = self.set_timer(SAVE_AFTER, self._save)
+
+    def _save(self) -> None:
+        from memloc_tui import state
+
+        self._save_timer = None
+        if not self._resumed or not self.resume.paragraph:
+            return
+        try:
+            state.save(self.settings.model, self.settings.paragraphs, self.resume)
+        except OSError as error:
+            if not self._save_failed:
+                self._save_failed = True
+                self.say(f"Where you are cannot be saved ({error.strerror}).", severity="warning")
+
+    _save_failed = False
+
+    # --------------------------------------------------------------------------------------------------------- actions
+
+    def action_help(self) -> None:
+        from memloc_tui.screens.help import Help
+
+        self.push_screen(Help([b for b in MemlocApp.BINDINGS if isinstance(b, Binding)]))
+
+    def action_leave(self) -> None:
+        """Quit, after a question if a job of the person's would be lost."""
+        if not self.explorer.running:
+            self.exit()
+            return
+        from memloc_tui.screens.confirm import Confirm
+
+        what = "A sweep" if self.explorer.sweeping.running else "A measurement"
+        if not isinstance(self.screen, Confirm):
+            self.push_screen(Confirm(f"{what} is running. Quit and stop it?"), lambda yes: self.exit() if yes else None)
+
+    def action_nothing(self) -> None:
+        """A hint in the line of keys that names keys but does nothing itself."""
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Every binding of the app and of the explorer, by what it does."""
+        for source, node in ((MemlocApp, self), (Explorer, self.explorer)):
+            for binding in source.BINDINGS:
+                assert isinstance(binding, Binding)
+                if binding.action != "command_palette" and binding.id != "app.quit_too":
+                    yield SystemCommand(
+                        binding.tooltip,
+                        f"key {binding.key_display or binding.key}",
+                        lambda action=binding.action, node=node: self.call_next(self.run_action, action, node),
+                    )
+        for tab in PANELS:
+            for binding in panel_type(tab).__dict__.get("BINDINGS", ()):
+                assert isinstance(binding, Binding)
+                yield SystemCommand(
+                    binding.tooltip,
+                    f"key {binding.key} in the {tab.title} tab",
+                    lambda tab=tab, id=binding.id: self.explorer.action_panel_key(tab.name, id),
+                )
+        yield SystemCommand("Change the theme", "Colours of the whole program", self.action_change_theme)

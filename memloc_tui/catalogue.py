@@ -1,0 +1,258 @@
+"""The paragraph list's data: scores as they arrive, the filter's terms, and the order in which rows are shown.
+
+Nothing here draws. Numpy is imported inside: the first frame comes before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from memloc_core.requests import (
+    NON_MEMORIZED_UP_TO,
+    ExactMatch,
+    ExactMatches,
+    ParagraphSet,
+    Reference,
+    Strategy,
+    Sweep,
+    Tokens,
+    Vocabulary,
+)
+from memloc_tui.glyphs import visible
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CHUNK = 64
+SORTS = ("EM", "NLL", "margin", "count", "genre", "file")
+Sort = Literal["EM", "NLL", "margin", "count", "genre", "file"]
+Stratum = Literal["memorized", "partly", "non-memorized", "unknown"]
+STRATA: tuple[Stratum, ...] = ("memorized", "partly", "non-memorized")
+
+FILTER_HELP = (
+    ("words", "paragraphs whose text holds the words, in any case"),
+    ('"two words"', "the same, as one string"),
+    ("em>=50  nll<1  margin<0.001  count>=32", "numbers: < <= > >= = on em, nll, margin, count, family"),
+    ("genre:recipe  split:fresh  id:3fa", "genre, split and id by their beginning"),
+    ("is:memorized  is:partly  is:non-memorized", "strata by exact match"),
+    ("is:perturbed", "paragraphs with replacements of yours"),
+)
+_NUMBERS = ("em", "nll", "margin", "count", "family")
+_WORDS = ("genre", "split", "id", "is")
+_NUMBER_TERM = re.compile(r"([A-Za-z_]+)(<=|>=|<|>|=)(\S*)")
+_WORD_TERM = re.compile(r"([A-Za-z_]+):(\S*)")
+
+
+class FilterError(ValueError):
+    """A filter term that means nothing, in a sentence for the person who typed it."""
+
+
+class Term(NamedTuple):
+    """One condition of a filter: a field, how to compare (`has` for text), and with what."""
+
+    field: str
+    compare: str
+    value: Any
+
+
+def parse_filter(text: str) -> tuple[Term, ...]:
+    """The filter's terms, all of which must hold. Raises FilterError with what to write instead."""
+    terms = []
+    for quoted, word in re.findall(r'"([^"]*)"?|(\S+)', text):
+        if quoted:
+            terms.append(Term("text", "has", quoted.lower()))
+        elif word:
+            terms.append(_term(word))
+    return tuple(terms)
+
+
+def _term(word: str) -> Term:
+    if match := _NUMBER_TERM.fullmatch(word):
+        name, compare, value = match.groups()
+        if name.lower() in _NUMBERS:
+            try:
+                return Term(name.lower(), compare, float(value))
+            except ValueError:
+                raise FilterError(f"{name}{compare} needs a number, such as {name.lower()}{compare}10.") from None
+        if re.fullmatch(r"-?[0-9.]+", value):
+            raise FilterError(f"There is no number called {visible(name)}; there are {', '.join(_NUMBERS)}.")
+    if match := _WORD_TERM.fullmatch(word):
+        name, value = match.groups()
+        if name.lower() == "is" and value not in (*STRATA, "perturbed"):
+            raise FilterError(f"is: takes {', '.join(STRATA)} or perturbed.")
+        if name.lower() in _WORDS:
+            return Term(name.lower(), "has", value.lower())
+        if name.lower() in _NUMBERS:
+            raise FilterError(f"{name} is a number: write {name.lower()}>=10, or <, <=, >, =.")
+    return Term("text", "has", word.lower())
+
+
+class Catalogue:
+    """Paragraphs with their scores, -1 and nan where not known yet."""
+
+    def __init__(self, paragraphs: ParagraphSet, vocabulary: Vocabulary) -> None:
+        import numpy as np
+
+        self.paragraphs = paragraphs
+        self.length = int(paragraphs.tokens.shape[1]) - paragraphs.prefix_length
+        offsets = vocabulary.offsets.tolist()
+        buffer = vocabulary.pieces.tobytes()
+        self.pieces = [buffer[a:b] for a, b in pairwise(offsets)]
+        self._lower: dict[int, str] = {}
+        self._snippets: dict[int, str] = {}
+        n = len(paragraphs)
+        self.em: NDArray[Any] = np.full(n, -1, np.int64)
+        self.nll: NDArray[Any] = np.full(n, np.nan, np.float32)
+        self.margin: NDArray[Any] = np.full(n, np.nan, np.float32)
+        self._answers: dict[int, tuple[ExactMatches, int]] = {}
+        self.perturbed: set[int] = set()
+        self.known = 0
+        self.strata: dict[str, int] = dict.fromkeys(STRATA, 0)
+
+    def __len__(self) -> int:
+        return len(self.paragraphs)
+
+    # ------------------------------------------------------------------------------------------------------ scores
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self) // CHUNK)
+
+    def request(self, chunk: int) -> ExactMatch:
+        """The question about rows `CHUNK * chunk` and on. Always the same rows, so that the cache knows it again."""
+        rows = self.paragraphs.tokens[chunk * CHUNK : (chunk + 1) * CHUNK].tolist()
+        return ExactMatch(tuple(map(tuple, rows)), self.paragraphs.prefix_length)
+
+    def learn(self, chunk: int, result: ExactMatches) -> range:
+        """Keep a chunk's scores; the rows that they belong to."""
+        start = chunk * CHUNK
+        rows = range(start, start + len(result.em))
+        fresh = self.em[start] < 0
+        self.em[rows.start : rows.stop] = result.em
+        self.nll[rows.start : rows.stop] = result.nll
+        self.margin[rows.start : rows.stop] = result.margin
+        for offset, row in enumerate(rows):
+            self._answers[row] = (result, offset)
+        if fresh:
+            self.known += len(rows)
+            for em in result.em.tolist():
+                self.strata[self.stratum_of(em)] += 1
+        return rows
+
+    def scored(self, row: int) -> tuple[ExactMatches, int] | None:
+        """The result that holds this row's scores, and where in it."""
+        return self._answers.get(row)
+
+    def stratum_of(self, em: int) -> Stratum:
+        """memorized: all of the continuation; non-memorized: up to a fifth (EM 10 of 50); between them: partly."""
+        if em < 0:
+            return "unknown"
+        if em >= self.length:
+            return "memorized"
+        return "non-memorized" if em <= NON_MEMORIZED_UP_TO * self.length else "partly"
+
+    def reference(self, row: int, mode: str = "auto") -> Reference:
+        """ "auto": the true text, but the model's own where the exact match is near 0 anyway (the paper's choice)."""
+        if mode == "true" or mode == "own":
+            return mode
+        return "own" if self.stratum_of(int(self.em[row])) == "non-memorized" else "true"
+
+    def sweep(
+        self,
+        row: int,
+        strategy: Strategy = "random",
+        draws: int = 1,
+        seed: int = 0,
+        tokens: Tokens = (),
+        reference: str = "auto",
+    ) -> Sweep:
+        """The question about one row's prefix; reference "auto" needs the row to be scored."""
+        p = self.paragraphs
+        if strategy == "most-frequent" or strategy == "rarest":
+            tokens = p.ranked_tokens(strategy, draws + 1)
+        # The seed says nothing about the other strategies, and must not make a new question of an answered one.
+        seed = seed if strategy == "random" else 0
+        return Sweep(p.row(row), strategy, draws, seed, tokens, p.prefix_length, self.reference(row, reference))
+
+    # -------------------------------------------------------------------------------------------------------- text
+
+    def text(self, row: int) -> str:
+        """The paragraph's raw text: only for searching and copying, never for the screen."""
+        pieces = self.pieces
+        tokens = self.paragraphs.tokens[row].tolist()
+        return b"".join(pieces[t] if 0 <= t < len(pieces) else b"" for t in tokens).decode("utf-8", "replace")
+
+    def snippet(self, row: int) -> str:
+        """The beginning of the paragraph, fit for the screen, on one line."""
+        if row not in self._snippets:
+            if len(self._snippets) > 4096:
+                self._snippets.clear()
+            tokens = self.paragraphs.tokens[row, :40].tolist()
+            known = len(self.pieces)
+            start = b"".join(self.pieces[t] if 0 <= t < known else b"" for t in tokens).decode(
+                "utf-8", "surrogateescape"
+            )
+            self._snippets[row] = visible(start.lstrip(" ")[:120])
+        return self._snippets[row]
+
+    def lower(self, row: int) -> str:
+        if row not in self._lower:
+            self._lower[row] = self.text(row).lower()
+        return self._lower[row]
+
+    # ---------------------------------------------------------------------------------------------- filter and sort
+
+    def matching(self, terms: tuple[Term, ...], step: int = 500) -> Iterator[list[int]]:
+        """The rows for which all terms hold, in the file's order, `step` looked at per list: the caller may pause."""
+        tests = [self._test(t) for t in terms]
+        for start in range(0, len(self), step):
+            rows = range(start, min(start + step, len(self)))
+            yield [row for row in rows if all(test(row) for test in tests)] if tests else list(rows)
+
+    def _test(self, term: Term) -> Callable[[int], bool]:
+        name, compare, value = term
+        p = self.paragraphs
+        if name == "text":
+            return lambda row: value in self.lower(row)
+        if name == "is":
+            if value == "perturbed":
+                return lambda row: row in self.perturbed
+            return lambda row: self.stratum_of(int(self.em[row])) == value
+        if name in ("genre", "split", "id"):
+            names = {"genre": p.genre, "split": p.split, "id": p.ids}[name]
+            return lambda row: names[row].lower().startswith(value)
+        numbers = {"em": self.em, "nll": self.nll, "margin": self.margin, "count": p.repetitions, "family": p.family}
+        column = numbers[name].tolist()
+        unknown = name == "em"
+
+        def holds(row: int) -> bool:
+            x = column[row]
+            if unknown and x < 0:
+                return False
+            return {"<": x < value, "<=": x <= value, ">": x > value, ">=": x >= value, "=": x == value}[compare]
+
+        return holds
+
+    def ordered(self, rows: list[int], sort: Sort, reverse: bool) -> list[int]:
+        """`rows` by the sort's natural direction (highest EM, lowest NLL, ... first); unknown ones stay last."""
+        import numpy as np
+
+        p = self.paragraphs
+        if sort == "file":
+            return rows[::-1] if reverse else rows
+        if sort == "genre":
+            return sorted(rows, key=lambda row: p.genre[row], reverse=reverse)
+        index = np.array(rows, np.int64)
+        key, second = {
+            "EM": (-self.em[index].astype(np.float64), -p.repetitions[index]),
+            "NLL": (self.nll[index].astype(np.float64), -p.repetitions[index]),
+            "margin": (self.margin[index].astype(np.float64), -p.repetitions[index]),
+            "count": (-p.repetitions[index].astype(np.float64), -self.em[index]),
+        }[sort]
+        unknown = (self.em[index] < 0) if sort != "count" else (p.repetitions[index] < 0)
+        order = np.lexsort((index, second, -key if reverse else key, unknown))
+        ordered: list[int] = index[order].tolist()
+        return ordered

@@ -1,0 +1,76 @@
+"""The display boundary: the one place where data becomes characters of the screen.
+
+Training text holds escape codes, bidirectional overrides and broken UTF-8, and Textual passes most of them on to the
+terminal. Everything that came from a model, a tokenizer or a file goes through `visible` or `piece_text` first.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from unicodedata import category
+
+from rich.cells import cell_len, set_cell_size
+
+_NEVER_DRAWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_SELECTORS = frozenset(map(chr, (0x180B, 0x180C, 0x180D, 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+
+
+@lru_cache(maxsize=8192)
+def glyph(char: str) -> str:
+    """What the screen shows for one character: itself, a visible stand-in, or nothing for a variation selector."""
+    code = ord(char)
+    if char == "\n":
+        return "↵"
+    if char == "\t":
+        return "→"
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as `surrogateescape` carries it
+        return f"⟨{code - 0xDC00:02X}⟩"
+    if char in _SELECTORS:
+        return ""
+    kind = category(char)
+    # Terminals disagree about the width of keycaps, skin tones and flag letters, so these are spelled out too.
+    if kind in _NEVER_DRAWN or kind == "Me" or 0x1F3FB <= code <= 0x1F3FF or 0x1F1E6 <= code <= 0x1F1FF:
+        return f"⟨U+{code:04X}⟩"
+    if kind == "Zs" and char != " ":
+        return "␣" if cell_len(char) == 1 else "␣␣"
+    return char
+
+
+def visible(text: str) -> str:
+    """`text` with every character that must not reach a terminal shown as a visible glyph."""
+    if text.isascii() and text.isprintable():
+        return text
+    shown = "".join(map(glyph, text))
+    if shown and category(shown[0])[0] == "M":
+        return "◌" + shown  # a combining mark would otherwise land on the cell before it
+    return shown
+
+
+def piece_text(piece: bytes, token: int = -1) -> str:
+    """One token as shown: its text made visible, bytes of an unfinished character as ⟨E2⟩, an unknown id as ⟨#7⟩."""
+    return visible(piece.decode("utf-8", "surrogateescape")) if piece else f"⟨#{token}⟩"
+
+
+def quoted(text: str) -> str:
+    """A token's shown text between quotes, so that its leading space is seen in a sentence."""
+    return f'"{text}"'
+
+
+def fit(text: str, width: int) -> str:
+    """`text`, already visible, cut or padded to exactly `width` cells; a cut shows as …"""
+    if width <= 0:
+        return ""
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    return set_cell_size(text, width)
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar of `width` cells in eighth blocks, filled by `share` in 0..1."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)

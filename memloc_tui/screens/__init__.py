@@ -1,0 +1,1 @@
+"""Screens: one file each. All but the explorer are imported when they are first opened."""

@@ -1,0 +1,26 @@
+"""A box over the explorer. Its styles are here, not in the stylesheet: the first frame need not parse them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from textual.screen import ModalScreen
+
+T = TypeVar("T")
+
+
+class Dialog(ModalScreen[T]):
+    """The contents stand in one container of class `dialog`; Esc leaves."""
+
+    DEFAULT_CSS = """
+    Dialog { align: center middle; background: $background 40%; }
+    Dialog .dialog {
+        width: 64; max-width: 96%; height: auto; max-height: 90%;
+        border: round $foreground 80%; background: $surface; padding: 0 1;
+        scrollbar-size-vertical: 1; scrollbar-color: $foreground 30%; scrollbar-background: $surface;
+        &.-wide { width: 92; }
+        &.-tall { width: 100; height: 90%; }
+    }
+    Dialog #kinds { height: 3; }
+    Dialog #options { height: 5; }
+    """

@@ -1,0 +1,194 @@
+"""The paragraph list's questions: every exact match, the filter, the order."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from textual.content import Content
+
+from memloc_core.errors import EngineDied, MemlocError
+from memloc_tui.catalogue import CHUNK, SORTS, STRATA, Catalogue, FilterError, Sort, Term, parse_filter
+from memloc_tui.glyphs import fit, visible
+from memloc_tui.widgets.one_line import OneLine
+
+if TYPE_CHECKING:
+    from memloc_tui.screens.explorer import Explorer
+
+RESORT_EVERY = 0.25  # seconds: rows that jump more often cannot be read
+SLICE = 0.01  # seconds of filtering between two looks at the keyboard
+
+
+class Listing:
+    """Keeps the list of a study up to date."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        self.terms: tuple[Term, ...] = ()
+        self.matching: list[int] = []
+        self.resort_waits = False
+        self.error = ""  # why the scores stopped coming
+        self.wrong = ""  # why the filter means nothing
+        resume = explorer.memloc.resume
+        try:
+            self.terms = parse_filter(resume.filter)
+        except FilterError:
+            resume.filter = ""
+        if resume.sort not in SORTS:
+            resume.sort = "EM"
+
+    @property
+    def catalogue(self) -> Catalogue:
+        assert self.explorer.study is not None
+        return self.explorer.study.catalogue
+
+    # ------------------------------------------------------------------------------------------------------ scores
+
+    def scan(self) -> None:
+        """Ask for every exact match that is not known."""
+        self.error = ""
+        self.explorer.run_worker(self._scan, group="scan", exclusive=True, exit_on_error=False)
+
+    async def _scan(self) -> None:
+        """What is in the cache at once, then the engine, what is on screen first."""
+        session, catalogue = self.explorer.memloc.session, self.catalogue
+        assert session is not None
+        missing = {chunk for chunk in range(catalogue.chunks) if catalogue.em[CHUNK * chunk] < 0}
+        found = False
+        for chunk in sorted(missing):
+            if (answer := session.peek(catalogue.request(chunk))) is not None:
+                missing.discard(chunk)
+                found = True
+                self._learn(catalogue, chunk, answer.result, soon=False)
+            await asyncio.sleep(0)
+        if found:
+            self.resort()
+        while missing:
+            wanted = [self.explorer.current, *self.explorer.list.visible_paragraphs]
+            chunk = next((row // CHUNK for row in wanted if row >= 0 and row // CHUNK in missing), min(missing))
+            try:
+                answer = await session.ask(catalogue.request(chunk))
+            except MemlocError as error:
+                self.error = visible(str(error))
+                self.draw_head()
+                if isinstance(error, EngineDied):
+                    self.explorer.memloc.engine_died(error)
+                return
+            missing.discard(chunk)
+            self._learn(catalogue, chunk, answer.result)
+        self.resort()
+
+    def _learn(self, catalogue: Catalogue, chunk: int, result: Any, soon: bool = True) -> None:
+        study = self.explorer.study
+        if study is None or catalogue is not study.catalogue:
+            return  # an earlier model's
+        rows = catalogue.learn(chunk, result)
+        self.explorer.list.repaint_paragraphs(rows)
+        if study.current in rows and study.score is None:
+            self.explorer.asking.ask()
+        if soon and not self.resort_waits:
+            self.resort_waits = True
+            self.explorer.set_timer(RESORT_EVERY, self.resort)
+
+    def resort(self) -> None:
+        """Order the rows by what is known by now."""
+        self.resort_waits = False
+        self.explorer.locating.scored()
+        if any(term.field in ("em", "nll", "margin", "is") for term in self.terms):
+            self.filter()
+        else:
+            self.show_order()
+
+    # ---------------------------------------------------------------------------------------------- filter and sort
+
+    def typed(self, text: str) -> None:
+        """Apply a filter; a term that means nothing is said above the list, which stays as it was."""
+        try:
+            terms = parse_filter(text)
+        except FilterError as error:
+            self.wrong = str(error)
+            self.draw_head()
+            return
+        self.wrong = ""
+        self.explorer.memloc.resume.filter, self.terms = text, terms
+        self.explorer.memloc.save_soon()
+        self.filter()
+
+    def filter(self, then: int = -1) -> None:
+        """Find the rows that match, then show paragraph `then` (or the first) if none is shown yet."""
+        work = partial(self._filter, self.terms, then)
+        self.explorer.run_worker(work, group="filter", exclusive=True, exit_on_error=False)
+
+    async def _filter(self, terms: tuple[Term, ...], then: int) -> None:
+        catalogue = self.catalogue
+        matching: list[int] = []
+        started = monotonic()
+        for part in catalogue.matching(terms):
+            matching += part
+            if monotonic() - started > SLICE:
+                await asyncio.sleep(0)
+                started = monotonic()
+        if catalogue is not self.catalogue:
+            return
+        self.matching = matching
+        self.show_order()
+        if self.explorer.current < 0 and len(catalogue):
+            first = self.explorer.list.order[0] if self.explorer.list.order else 0
+            self.explorer.select(then if then >= 0 else first)
+
+    def sort(self) -> None:
+        """By the next column."""
+        resume = self.explorer.memloc.resume
+        resume.sort = SORTS[(SORTS.index(cast(Sort, resume.sort)) + 1) % len(SORTS)]
+        self.explorer.memloc.save_soon()
+        self.show_order()
+
+    def reverse(self) -> None:
+        self.explorer.memloc.resume.reverse = not self.explorer.memloc.resume.reverse
+        self.explorer.memloc.save_soon()
+        self.show_order()
+
+    def show_order(self) -> None:
+        catalogue, resume, rows = self.catalogue, self.explorer.memloc.resume, self.explorer.list
+        order = catalogue.ordered(self.matching, cast(Sort, resume.sort), resume.reverse)
+        if order != rows.order or rows.catalogue is not catalogue:
+            rows.show_order(catalogue, order, self.explorer.current)
+        self.draw_head()
+
+    # ------------------------------------------------------------------------------------------------------- drawing
+
+    def draw_head(self) -> None:
+        """How many, in which order, how much is known: the pane's edges and first line."""
+        catalogue, resume = self.catalogue, self.explorer.memloc.resume
+        shown, total = len(self.matching), len(catalogue)
+        pane = self.explorer.query_one("#list-pane")
+        names = STRATA if pane.size.width > 48 else ("mem", "part", "non")
+        strata = " · ".join(f"{catalogue.strata[s]:,} {name}" for s, name in zip(STRATA, names, strict=True))
+        pane.border_title = f"1 Paragraphs {shown:,} of {total:,}" if shown != total else f"1 Paragraphs {total:,}"
+        pane.border_subtitle = strata if catalogue.known else ""
+        text = f"sort {resume.sort} {'▴' if resume.reverse else '▾'}"
+        if resume.filter:
+            text += f"  /{visible(resume.filter)}"
+        if self.error:
+            text = f"EMs stopped: {self.error} r goes on"
+        elif self.explorer.study is not None and self.explorer.study.identity and catalogue.known < total:
+            text += f"  EM {catalogue.known:,}/{total:,}"
+        said = Content.styled(self.wrong, "$text-error") if self.wrong else Content(text)
+        self.explorer.query_one("#list-head", OneLine).say(said)
+        self.draw_strip()
+
+    def draw_strip(self) -> None:
+        """The whole list in one line, for narrow terminals."""
+        explorer = self.explorer
+        if explorer.current < 0:
+            return
+        catalogue = self.catalogue
+        em = int(catalogue.em[explorer.current])
+        at = f"{explorer.list.cursor + 1:,}" if explorer.list.cursor >= 0 else "-"
+        name = visible(catalogue.paragraphs.ids[explorer.current])[:8]
+        head = f" ▸{name}  EM {em if em >= 0 else '··'}  {at}/{len(self.matching):,}  "
+        room = max(0, explorer.size.width - len(head) - 24)
+        text = head + fit(catalogue.snippet(explorer.current), room) + "  [ ] walk · p list"
+        explorer.query_one("#strip", OneLine).say(Content(text))

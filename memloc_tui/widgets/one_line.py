@@ -1,0 +1,103 @@
+"""Single lines of chrome: the top line and the line of keys."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.style import Style
+from textual.widgets import Static
+
+
+class OneLine(Static):
+    """A line that repaints without laying the screen out again."""
+
+    ALLOW_SELECT = False
+
+    def say(self, content: Content) -> None:
+        self.update(content, layout=False)
+
+
+class TopLine(OneLine):
+    """Program and model on the left, edits in the middle, the engine or its running job on the right."""
+
+    DEFAULT_CSS = "TopLine { height: 1; padding: 0 1; background: $foreground 7%; }"
+
+    def on_mount(self) -> None:
+        self.model, self.engine, self.job, self.edits = "", "opening", "", ""
+        self._started = 0.0
+
+    def on_resize(self) -> None:
+        self.draw()
+
+    def show_model(self, text: str) -> None:
+        self.model = text
+        self.draw()
+
+    def show_engine(self, text: str) -> None:
+        self.engine = text
+        self.draw()
+
+    def show_edits(self, text: str) -> None:
+        """What differs from the model as it was loaded; empty: nothing does."""
+        self.edits = text
+        self.draw()
+
+    def show_job(self, name: str, done: int = 0, total: int = 0) -> None:
+        """A running job with its share done and time left; an empty name: none is running."""
+        if not name:
+            self.job = ""
+        else:
+            if not self.job or not done:
+                self._started = monotonic()
+            left = ""
+            if done and total and (spent := monotonic() - self._started) > 0.5:
+                seconds = round(spent / done * (total - done))
+                left = f" {seconds // 60}:{seconds % 60:02d} left"
+            share = f" {100 * done // total}%" if total else ""
+            self.job = f"{name}{share}{left} [esc]"
+        self.draw()
+
+    def draw(self) -> None:
+        left = f"memloc  {self.model}" if self.model else "memloc"
+        right = self.job or self.engine
+        room = self.content_size.width
+        middle = self.edits or "edits: none"
+        gap = room - cell_len(left) - cell_len(right)
+        if gap >= len(middle) + 6:
+            before = (gap - len(middle)) // 2
+            spaced = " " * before + middle + " " * (gap - before - len(middle))
+        else:
+            spaced = " " * max(1, gap)
+        look = "bold $text-warning" if self.job else "$text-muted"
+        self.say(Content.assemble(("memloc", "bold"), left[6:], (spaced, "$text-muted"), (right, look)))
+
+
+Key = tuple[str, str, str]  # the key as shown, what it does here, its action
+
+
+class KeyLine(OneLine):
+    """What the keys do here; each is a button for the mouse too."""
+
+    DEFAULT_CSS = """
+    KeyLine {
+        height: 1; padding: 0 1; color: $text-muted;
+        link-style: none; link-color: $text-muted; link-background: $background;
+    }
+    """
+
+    def show_keys(self, keys: list[Key], last: list[Key]) -> None:
+        """`last` always stands at the end; of `keys`, those at the end fall off where there is no room."""
+        parts: list[Content] = []
+
+        def width(key: Key) -> int:
+            return cell_len(key[0]) + cell_len(key[1]) + 3
+
+        room = (self.content_size.width or 78) + 2 - sum(map(width, last))
+        while keys and sum(map(width, keys)) > room:
+            keys = keys[:-1]
+        for key, says, action in [*keys, *last]:
+            button = Content.assemble((key, "bold $foreground"), f" {says}")
+            parts += [button.stylize(Style.from_meta({"@click": action})), Content("  ")]
+        self.say(Content("").join(parts))

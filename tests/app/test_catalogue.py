@@ -1,0 +1,112 @@
+"""Filter terms, sort orders, strata."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake import PIECES, FakeSession, base_em, make_paragraphs, make_vocabulary
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memloc_tui.catalogue import SORTS, Catalogue, FilterError, parse_filter
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    session = FakeSession()
+    made = Catalogue(make_paragraphs(), make_vocabulary())
+    for chunk in range(made.chunks):
+        made.learn(chunk, session.answer(made.request(chunk)))
+    return made
+
+
+def rows(catalogue: Catalogue, text: str) -> list[int]:
+    return [row for part in catalogue.matching(parse_filter(text)) for row in part]
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("em>=50", lambda row: base_em(row) >= 50),
+        ("em<11", lambda row: base_em(row) < 11),
+        ("em>10 em<50", lambda row: 10 < base_em(row) < 50),
+        ("nll<0.5", lambda row: 2 - base_em(row) / 25 < 0.5),
+        ("count>=32", lambda row: 2 ** (row % 8) >= 32),
+        ("count=1", lambda row: row % 8 == 0),
+        ("family=3", lambda row: row // 3 == 3),
+        ("split:fresh", lambda row: row % 2 == 1),
+        ("genre:rec split:train", lambda row: row % 3 == 0 and row % 2 == 0),
+        ("id:007", lambda row: row == 7),
+        ("is:memorized", lambda row: base_em(row) == 50),
+        ("is:non-memorized", lambda row: base_em(row) <= 10),
+        ("is:partly", lambda row: 10 < base_em(row) < 50),
+        ("", lambda row: True),
+        ("no such text", lambda row: False),
+        ("http://x", lambda row: False),
+    ],
+)
+def test_filters(catalogue: Catalogue, text: str, holds: object) -> None:
+    assert callable(holds)
+    assert rows(catalogue, text) == [row for row in range(30) if holds(row)]
+
+
+def test_text_is_found_across_tokens_and_in_any_case(catalogue: Catalogue) -> None:
+    whole = [b"".join(PIECES[t] for t in make_paragraphs().tokens[row]).decode() for row in range(30)]
+    assert rows(catalogue, '"W31 w38"') == [row for row in range(30) if "w31 w38" in whole[row]] != []
+
+
+@pytest.mark.parametrize("text", ["em>=ten", "em>", "em:50", "is:famous", "size>=3"])
+def test_a_bad_term_is_said(text: str) -> None:
+    with pytest.raises(FilterError) as said:
+        parse_filter(text)
+    assert str(said.value).endswith(".")
+
+
+@given(st.text(max_size=40))
+def test_any_typed_text_is_a_filter_or_a_sentence(text: str) -> None:
+    try:
+        terms = parse_filter(text)
+    except FilterError:
+        return
+    assert all(term.field for term in terms)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_sorts(catalogue: Catalogue, sort: str, reverse: bool) -> None:
+    natural = {
+        "EM": lambda row: -base_em(row),
+        "NLL": lambda row: 2 - base_em(row) / 25,
+        "margin": lambda row: 0,
+        "count": lambda row: -(2 ** (row % 8)),
+        "genre": lambda row: ("recipe", "letter", "notice")[row % 3],
+        "file": lambda row: row,
+    }[sort]
+    order = catalogue.ordered(list(range(30)), sort, reverse)  # type: ignore[arg-type]
+    keys = [natural(row) for row in order]
+    assert sorted(order) == list(range(30))
+    assert keys == sorted(keys, reverse=reverse)
+
+
+def test_unknown_scores_stay_last_either_way() -> None:
+    session, made = FakeSession(200), Catalogue(make_paragraphs(200), make_vocabulary())
+    made.learn(1, session.answer(made.request(1)))
+    for reverse in (False, True):
+        order = made.ordered(list(range(200)), "EM", reverse)
+        assert set(order[:64]) == set(range(64, 128))
+
+
+def test_strata_count_each_paragraph_once(catalogue: Catalogue) -> None:
+    session = FakeSession()
+    catalogue.learn(0, session.answer(catalogue.request(0)))
+    assert catalogue.strata == {"memorized": 10, "partly": 10, "non-memorized": 10}
+    assert catalogue.known == 30
+
+
+def test_a_hundred_thousand_rows_sort_quickly() -> None:
+    n = 100_000
+    made = Catalogue(make_paragraphs(n), make_vocabulary())
+    made.em[:] = np.arange(n) % 51
+    order = made.ordered(list(range(n)), "EM", False)
+    assert made.em[order[0]] == 50
+    assert made.em[order[-1]] == 0

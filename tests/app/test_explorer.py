@@ -1,0 +1,574 @@
+"""What a person does in the explorer, and what they see."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from fake import DOG, PIECES, C, FakeSession, P, base_em, effect, em_after, make_paragraphs
+from helpers import notices, opened, screen_lines, shown, until
+
+from memloc_core.errors import EngineDied, MemlocError
+from memloc_core.requests import Continue, ExactMatch, Perturb, Sweep, SweepScores, random_tokens
+from memloc_tui.app import MemlocApp
+from memloc_tui.glyphs import piece_text
+from memloc_tui.settings import Settings
+
+WIDE, NARROW = (120, 36), (80, 24)
+
+
+def text(token: int) -> str:
+    return piece_text(PIECES[token], token)
+
+
+async def test_it_opens_on_the_paragraph_most_often_repeated_with_the_highest_em(
+    app: MemlocApp, session: FakeSession
+) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        # Rows 0..9 are memorized; of these row 7 has the highest repetition count, 128.
+        assert app.explorer.current == 7 or app.explorer.current in range(30)
+        assert "30" in shown(app, "#list-pane").split("\n")[0]
+        assert "10 mem · 10 part · 10 non" in shown(app, "#list-pane")
+        first = shown(app, "#paragraphs").split("\n")[0]
+        assert "007ab" in first
+        assert " 50 ██████" in first
+        assert all(isinstance(r, ExactMatch | Continue | Perturb) for r in session.asked)
+
+
+async def test_every_row_shows_its_own_em(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        drawn = [line for line in shown(app, "#paragraphs").split("\n") if line.strip()]
+        assert {int(line[2:5]): int(line[8:10]) for line in drawn} == {
+            row: base_em(row) for row in range(30) if f"{row:03d}ab" in "".join(drawn)
+        }
+        assert any("▒" in line for line in drawn)  # non-memorized: hatched
+        assert any("░" in line for line in drawn)
+
+
+async def test_the_continuation_stands_above_the_models_own_with_the_first_mismatch_marked(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.select(13)
+        await until(pilot, lambda: app.explorer.study.own)
+        em = base_em(13)
+        row = make_paragraphs().row(13)
+        prompt = row[: P + em]
+        own = [(sum(prompt) + k) % 200 for k in range(C - em)]
+        drawn = shown(app, "#continuation")
+        assert f"EM {em} of 50" in drawn
+        assert f"leaves at token {em}" in drawn
+        assert f"✗{text(own[0])}" in drawn
+        assert text(own[1]) in drawn
+        columns = app.explorer.continuation.columns
+        assert [c[1].text for c in columns[em + 1 :]] == [text(t) for t in own[1:]]
+        assert [c[0].text for c in columns] == [text(t) for t in row[P:]]
+
+
+async def test_enter_tries_a_token_and_enter_keeps_it(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        await pilot.press("right", "right", "right", "enter")
+        token = random_tokens(0, 3, 1, len(PIECES), make_paragraphs().row(row)[3])[0]
+        expected = em_after(row, ((3, token),))
+        await until(pilot, lambda: f"EM 50 → {expected}" in shown(app, "#continuation"))
+        assert f"⇒{text(token)}]" in shown(app, "#prefix")
+        assert app.explorer.study.work[row].replacements == ()
+        await pilot.press("enter")
+        await until(pilot, lambda: app.explorer.study.work[row].trials)
+        assert app.explorer.study.work[row].replacements == ((3, token),)
+        assert f"drop {50 - expected}" in shown(app, "#bottom")
+        assert "*" in shown(app, "#paragraphs").split("\n")[app.explorer.list.cursor]
+
+
+async def test_a_click_perturbs_and_esc_puts_back(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        await pilot.click("#prefix", offset=(2 + 2, 1))  # the first token: " w17" or so, past border and padding
+        await until(pilot, lambda: app.explorer.study.trying)
+        assert app.explorer.choosing.chooser.position == 0
+        await until(pilot, lambda: "EM 50 → " in shown(app, "#continuation"))
+        await pilot.press("escape")
+        await until(pilot, lambda: "EM 50 of 50" in shown(app, "#continuation"))
+        assert app.explorer.study.work[row].replacements == ()
+        assert app.explorer.study.work[row].trials == ()
+        assert "⇒" not in shown(app, "#prefix")
+
+
+async def test_arrows_in_the_chooser_try_alternatives_live(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        await pilot.press("enter", "right", "right")  # random, next best, most frequent
+        # Most frequent: counts fall with the id, so token 0 comes first (unless it stands there).
+        tokens = [t for t in range(4) if t != make_paragraphs().row(row)[0]]
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, tokens[0])}" in shown(app, "#continuation"))
+        await pilot.press("down")
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, tokens[1])}" in shown(app, "#continuation"))
+        assert f"→{50 - effect(0, tokens[0])}" in shown(app, "#chooser")
+        await pilot.press("left")  # the model's next best: position + 5, + 10, ...
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, 10)}" in shown(app, "#continuation"))
+
+
+async def test_typed_text_finds_tokens_with_and_without_a_space(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("enter", *"dog")
+        await pilot.pause()
+        chooser = app.explorer.choosing.chooser
+        assert [t for t, _ in chooser.columns[chooser.TYPED].rows] == [DOG, DOG + 1, DOG + 2]
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
+        await pilot.press(*"matic")
+        await pilot.pause()
+        assert "several tokens" in shown(app, "#chooser")
+
+
+async def test_the_next_random_draw_is_another_token_and_the_sweeps(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        original = make_paragraphs().row(app.explorer.current)[0]
+        await pilot.press("enter", "ctrl+r", "ctrl+r")
+        await pilot.pause()
+        assert app.explorer.choosing.chooser.token == random_tokens(0, 0, 3, len(PIECES), original)[2]
+
+
+async def test_several_replacements_undo_clear_and_history(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        for keys in (["enter", *"dog", "enter"], ["right", "enter", *"dog", "enter"]):
+            await pilot.press(*keys)
+            await until(pilot, lambda: app.explorer.study.trying is None)
+        both = ((0, DOG), (1, DOG))
+        assert app.explorer.study.work[row].replacements == both
+        await until(pilot, lambda: f"EM 50 → {em_after(row, both)}" in shown(app, "#continuation"))
+        assert "History of 2" in shown(app, "#bottom")
+        await pilot.press("u")
+        await until(pilot, lambda: f"EM 50 → {em_after(row, both[:1])}" in shown(app, "#continuation"))
+        await pilot.press("U")
+        await until(pilot, lambda: "EM 50 of 50" in shown(app, "#continuation"))
+        await pilot.press("u")
+        await until(pilot, lambda: app.explorer.study.replacements == both[:1])
+        await pilot.press("4", "home", "enter")  # the newest trial: both replacements
+        await until(pilot, lambda: app.explorer.study.replacements == both)
+
+
+async def test_choosing_the_original_token_takes_the_replacement_away(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        original = make_paragraphs().row(app.explorer.current)[5]
+        assert app.explorer.study.with_replacement(((5, 1), (7, 2)), 5, original) == ((7, 2),)
+        assert app.explorer.study.with_replacement(((7, 2),), 5, 1) == ((5, 1), (7, 2))
+
+
+async def test_non_memorized_paragraphs_are_matched_against_the_models_own_text(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.select(25)
+        await until(pilot, lambda: app.explorer.study.score)
+        assert f"EM {base_em(25)} of 50" in shown(app, "#continuation")
+        await pilot.press("enter", *"dog", "enter")
+        expected = em_after(25, ((0, DOG),), "own")
+        await until(pilot, lambda: f"EM 50 → {expected}" in shown(app, "#continuation"))
+        assert "vs own" in shown(app, "#continuation")
+        await pilot.press("f")  # now the true text
+        await until(pilot, lambda: "vs own" not in shown(app, "#continuation"))
+        await until(pilot, lambda: f"EM {base_em(25)} → {em_after(25, ((0, DOG),))}" in shown(app, "#continuation"))
+
+
+# ------------------------------------------------------------------------------------------------------------- sweeps
+
+
+async def test_a_sweep_puts_its_drops_under_the_tokens(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        await pilot.press("w")
+        await until(pilot, lambda: (view := app.explorer.study.work[row].sweep) and view.done)
+        drops = [50 - em_after(row, ((i, 11 * i % len(PIECES)),)) for i in range(P)]
+        cells = [column[1].text.strip() for column in app.explorer.prefix.columns]
+        assert cells == [str(d) for d in drops]
+        assert f"mean drop {sum(drops) / P:.1f}, n 50" in shown(app, "#bottom")
+        worst = max(range(P), key=lambda i: (drops[i], -i))
+        assert app.explorer.query_one("#worst").positions[0] == worst  # type: ignore[attr-defined]
+        app.explorer.query_one("#worst").focus()
+        await pilot.press("enter")
+        await until(pilot, lambda: app.explorer.study.replacements == ((worst, 11 * worst % len(PIECES)),))
+        assert app.explorer.prefix.cursor == worst
+
+
+async def test_a_running_sweep_shows_what_is_known_and_esc_stops_it(app: MemlocApp, session: FakeSession) -> None:
+    session.hold[SweepScores] = asyncio.Event()  # type: ignore[index]
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        import memloc_tui.screens.sweeping as module
+
+        row = app.explorer.current
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "REPAINT_EVERY", 0.0)
+            await pilot.press("w")
+            await until(pilot, lambda: app.explorer.study.work[row].sweep)
+        assert "sweep 40%" in shown(app, "#top")
+        assert "20 of 50 known" in shown(app, "#prefix")
+        assert app.explorer.prefix.columns[30][1].text.strip() == "·"
+        # The explorer still answers while it runs.
+        await pilot.press("enter", *"dog", "enter")
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
+        assert app.explorer.running
+        await pilot.press("q")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        assert "A sweep is running" in "\n".join(screen_lines(app))
+        await pilot.press("n")
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.explorer.running)
+        assert any(isinstance(r, Sweep) for r in session.cancelled)
+        assert "sweep" not in shown(app, "#top")
+
+
+async def test_sweep_options_change_the_question(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("W", "right", "right", "down", "right", "right", "enter")  # most-frequent, 3 draws
+        await until(pilot, lambda: any(isinstance(r, Sweep) for r in session.asked))
+        (asked,) = [r for r in session.asked if isinstance(r, Sweep)]
+        assert (asked.strategy, asked.draws, asked.tokens, asked.reference) == (
+            "most-frequent",
+            3,
+            (0, 1, 2, 3),
+            "true",
+        )
+
+
+async def test_given_tokens_are_typed(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("W", "left", "down", "down", "down", "down", *"nope", "enter")
+        assert "several tokens" in "\n".join(screen_lines(app))
+        await pilot.press(*["backspace"] * 4, *"dog", "enter", "enter")
+        await until(pilot, lambda: any(isinstance(r, Sweep) for r in session.asked))
+        (asked,) = [r for r in session.asked if isinstance(r, Sweep)]
+        assert (asked.strategy, asked.tokens) == ("given", (DOG + 1,))
+
+
+async def test_an_earlier_sweep_shows_at_once_and_is_called_cached(session: FakeSession) -> None:
+    async def sweep() -> str:
+        app = MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
+        async with app.run_test(size=WIDE) as pilot:
+            await opened(pilot)
+            await pilot.press("w")
+            await until(pilot, lambda: app.explorer.study.here.sweep)
+            await pilot.pause()
+            return shown(app, "#bottom")
+
+    assert "cached" not in await sweep()
+    assert "cached" in await sweep()
+    assert sum(isinstance(r, Sweep) for r in session.asked) == 1
+
+
+# -------------------------------------------------------------------------------------------------- late, stale, broken
+
+
+async def test_a_late_answer_never_stands_under_a_newer_question(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        slow = session.hold[Perturb] = asyncio.Event()
+        session.deaf.add(Perturb)
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: any(isinstance(r, Perturb) for r in session.asked))
+        session.hold.pop(Perturb)
+        app.explorer.commit(((1, DOG),))
+        newest = 50 - effect(1, DOG)
+        await until(pilot, lambda: app.explorer.study.score and app.explorer.study.score.em == newest)
+        slow.set()  # the first question's answer arrives now
+        await pilot.pause(0.1)
+        assert newest != 50 - effect(0, DOG)
+        assert app.explorer.study.score is not None
+        assert app.explorer.study.score.em == newest
+        assert f"EM 50 → {newest}" in shown(app, "#continuation")
+        assert [t.replacements for t in app.explorer.study.work[row].trials] == [((1, DOG),)]
+
+
+async def test_waiting_is_said_and_the_old_number_called_old(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        session.hold[Perturb] = asyncio.Event()
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: "asking" in shown(app, "#continuation"))
+        assert "asking" in shown(app, "#bottom")
+        session.hold[Perturb].set()
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
+        assert "asking" not in shown(app, "#continuation")
+
+
+async def test_a_wrong_question_is_explained_in_its_pane(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        session.fail[Perturb] = MemlocError("The prefix is [red]too long[/red].")
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: "The prefix is [red]too long[/red]." in shown(app, "#continuation"))
+        session.fail.clear()
+        await pilot.press("r")
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
+
+
+async def test_a_dead_engine_is_said_and_nothing_is_lost(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        session.fail[Perturb] = EngineDied("The engine was killed (signal 9).")
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: notices(app))
+        assert "signal 9" in notices(app)[0]
+        assert "r asks again" in notices(app)[0]
+        assert app.explorer.study.replacements == ((0, DOG),)
+        assert "engine ended" in shown(app, "#top")
+        session.fail.clear()
+        await pilot.press("r")
+        await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
+
+
+async def test_what_cannot_be_opened_is_said_and_r_tries_again(app: MemlocApp, session: FakeSession) -> None:
+    session.fail_open = MemlocError("There is no folder [b]here[/b].")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: notices(app))
+        assert "There is no folder [b]here[/b]." in shown(app, "#prefix")
+        session.fail_open = None
+        await pilot.press("w", "enter", "o", "slash")
+        await pilot.press("escape", "r")
+        await opened(pilot)
+        assert "50" in shown(app, "#paragraphs")
+
+
+async def test_a_corrected_model_drops_every_number_of_the_other(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("w")
+        await until(pilot, lambda: app.explorer.study.work[app.explorer.current].sweep)
+        session.hold[ExactMatch] = session.hold[Perturb] = asyncio.Event()
+        session.kept.clear()
+        session.model = session.make_model("two")
+        app.explorer.part("model")
+        await pilot.pause(0.2)
+        assert app.explorer.study.catalogue is not None
+        assert app.explorer.study.catalogue.known == 0
+        assert app.explorer.study.work[app.explorer.current].sweep is None
+        assert "EM 50" not in shown(app, "#continuation")
+        session.hold[ExactMatch].set()
+        await opened(pilot)
+
+
+async def test_a_small_margin_warns(app: MemlocApp, session: FakeSession) -> None:
+    session.margin = 4e-4
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        assert "margin 0.0004 !" in shown(app, "#continuation")
+        assert "EM may differ between devices" in shown(app, "#continuation")
+
+
+# ------------------------------------------------------------------------------------------------------------- the list
+
+
+async def test_filter_applies_as_it_is_typed(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("slash", *"is:partly")
+        await until(pilot, lambda: app.explorer.listing.matching == list(range(10, 20)))
+        await until(pilot, lambda: "10 of 30" in shown(app, "#list-pane"))
+        await pilot.press("enter")
+        await until(pilot, lambda: not app.explorer.query("FilterLine"))
+        await pilot.press("down")
+        assert app.explorer.current in range(10, 20)
+        await pilot.press("slash", "escape", "escape")
+        await until(pilot, lambda: len(app.explorer.listing.matching) == 30)
+
+
+async def test_a_bad_filter_term_is_said_and_the_list_stays(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("slash")
+        await until(pilot, lambda: app.focused and app.focused.id == "filter-line")
+        app.explorer.query_one("FilterLine").value = "em>=x"  # type: ignore[attr-defined]
+        await until(pilot, lambda: "needs a number" in shown(app, "#list-head"))
+        assert len(app.explorer.list.order) == 30
+
+
+async def test_sort_cycles_and_reverses(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        current = app.explorer.current
+        await pilot.press("s", "s", "s")  # NLL, margin, count
+        assert app.explorer.list.order == sorted(range(30), key=lambda r: (-(2 ** (r % 8)), -base_em(r), r))
+        await pilot.press("s", "s", "S")  # genre, file; reversed
+        assert app.explorer.list.order == list(range(29, -1, -1))
+        assert "file ▴" in shown(app, "#list-head")
+        assert app.explorer.current == current
+        assert app.explorer.list.current == current
+
+
+async def test_a_hundred_thousand_rows_draw_only_those_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 100_000
+    session = FakeSession(0, make_paragraphs(n))
+    session.hold[ExactMatch] = session.hold[Perturb] = asyncio.Event()
+    monkeypatch.setattr(FakeSession, "peek", lambda self, request: None)
+    app = MemlocApp(Settings(model="fake", paragraphs="many"), session)  # type: ignore[arg-type]
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.explorer.current >= 0, 20)
+        paragraphs = app.explorer.list
+        paragraphs.focus()
+        await pilot.pause()
+        drawn: list[int] = []
+        draw = type(paragraphs).row
+        monkeypatch.setattr(type(paragraphs), "row", lambda self, i, w: (drawn.append(i), draw(self, i, w))[1])
+        await pilot.press("end")
+        await pilot.pause()
+        await pilot.press("up")
+        await pilot.pause()
+        assert paragraphs.cursor == n - 2
+        assert set(drawn) <= {0, *range(n - 60, n)}
+        assert len(drawn) < 4 * 36
+
+
+async def test_the_chunk_in_sight_is_asked_first(session: FakeSession) -> None:
+    many = FakeSession(640, make_paragraphs(640))
+    many.hold[ExactMatch] = asyncio.Event()
+    app = MemlocApp(Settings(model="fake", paragraphs="many"), many)  # type: ignore[arg-type]
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: many.asked)
+        app.explorer.list.focus()
+        await pilot.press("s", "s", "s", "s", "s", "end")  # file order, the last row
+        await pilot.pause()
+        many.hold[ExactMatch].set()
+        await opened(pilot)
+        chunks = [many.rows[r.paragraphs[0]] // 64 for r in many.asked if isinstance(r, ExactMatch)]
+        assert sorted(chunks) == list(range(10))
+        assert chunks[1] == 9
+
+
+# ----------------------------------------------------------------------------------------------------- overlays, export
+
+
+async def test_overlays_cycle_and_rarity_ranks_by_count(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("o")
+        assert "overlay: EM drop (press w to sweep)" in shown(app, "#prefix")
+        await pilot.press("o")
+        row = make_paragraphs().row(app.explorer.current)[:P]
+        # The fake corpus counts fall with the id: the highest id is the rarest.
+        ids = sorted(set(row), reverse=True)
+        assert [c[1].text.strip() for c in app.explorer.prefix.columns] == [str(ids.index(t) + 1) for t in row]
+        await pilot.press("o", "o", "o")  # attention and gradient: test_localize
+        assert "overlay: none" in shown(app, "#prefix")
+
+
+async def test_export_writes_all_three_kinds_and_overwrites_nothing(app: MemlocApp, tmp_path: Path) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("e", "c")
+        assert "no sweep" in notices(app)[-1]
+        await pilot.press("escape", "w")
+        await until(pilot, lambda: (view := app.explorer.study.work[app.explorer.current].sweep) and view.done)
+        for kind in "jcsj":
+            await pilot.press("e", kind)
+            await pilot.pause(0.1)
+        name = f"memloc-{make_paragraphs().ids[app.explorer.current]}"
+        assert {p.name for p in tmp_path.glob("memloc*")} == {f"{name}.{s}" for s in ("json", "csv", "svg")} | {
+            f"{name}-2.json"
+        }
+        document = json.loads((tmp_path / f"{name}.json").read_text())
+        assert document["score"]["em"] == 50
+        assert {a["request"]["strategy"] for a in document["answers"] if "strategy" in a["request"]} == {"random"}
+        with (tmp_path / f"{name}.csv").open() as file:
+            table = list(csv.DictReader(file))
+        assert [int(r["drop"]) for r in table] == [effect(i, 11 * i % len(PIECES)) for i in range(P)]
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+
+
+async def test_copying(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = make_paragraphs().row(app.explorer.current)
+        await pilot.press("y")
+        assert app.clipboard == b"".join(PIECES[t] for t in row).decode()
+        await pilot.press("right", "Y")
+        assert app.clipboard == PIECES[row[1]].decode()
+
+
+# ------------------------------------------------------------------------------------------------------ sizes and state
+
+
+async def test_narrow_terminals_have_a_strip_and_a_drawer(app: MemlocApp) -> None:
+    async with app.run_test(size=NARROW) as pilot:
+        await opened(pilot)
+        assert not app.explorer.query_one("#list-pane").display or app.explorer.query_one("#list-pane").size.width == 0
+        assert "EM 50" in shown(app, "#strip")
+        await pilot.press("right_square_bracket")
+        assert "2/30" in shown(app, "#strip")
+        await pilot.click("#strip")
+        await until(pilot, lambda: "1 Paragraphs" in "\n".join(screen_lines(app)))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "1 Paragraphs" not in "\n".join(screen_lines(app)))
+        assert "3/30" in shown(app, "#strip")
+        await pilot.press("p", "escape")
+        assert app.focused is app.explorer.prefix
+
+
+async def test_a_tiny_terminal_says_so_and_recovers(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        for size in ((20, 5), (59, 30), (100, 15), (1, 1)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            if size[0] > 40:
+                assert "Enlarge the terminal (needs 60x16)" in "\n".join(screen_lines(app))
+        await pilot.resize_terminal(60, 16)
+        await pilot.pause()
+        assert "Enlarge" not in "\n".join(screen_lines(app))
+        assert "EM 50" in shown(app, "#continuation")
+        await pilot.resize_terminal(200, 60)
+        await pilot.pause()
+        assert "007ab" in shown(app, "#paragraphs")
+
+
+async def test_the_next_sitting_goes_on_where_this_one_stopped(session: FakeSession) -> None:
+    def make() -> MemlocApp:
+        return MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
+
+    app = make()
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.select(4)
+        app.explorer.commit(((2, DOG),))
+        await pilot.press("o", "o", "s", "S")
+        await pilot.pause(1.0)  # written as it goes, before any quitting
+        saved = json.loads(next((Path.cwd() / "state").glob("*.json")).read_text())
+        assert saved["overlay"] == "rarity"
+    app = make()
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        assert app.explorer.current == 4
+        assert app.explorer.study.replacements == ((2, DOG),)
+        assert "rarity" in shown(app, "#prefix")
+        assert "NLL ▴" in shown(app, "#list-head")
+        await until(pilot, lambda: f"EM 50 → {50 - effect(2, DOG)}" in shown(app, "#continuation"))
+
+
+async def test_quitting_ends_the_session(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("q")
+    assert session.closed >= 1
+
+
+async def test_esc_never_quits(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("question_mark", "escape", "enter", "escape", "slash", "escape", "escape", "escape", "escape")
+        assert app.is_running
+        assert len(app.screen_stack) == 1

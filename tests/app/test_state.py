@@ -1,0 +1,55 @@
+"""The resume state: written atomically, and a broken file is set aside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memloc_tui import state
+from memloc_tui.state import Resume
+
+
+def test_what_was_saved_comes_back() -> None:
+    resume = Resume("abc", overlay="rarity", replacements=[[3, 9]], draws=4, filter="em>=50", given=[1, 2])
+    state.save("m", "p", resume)
+    assert state.load("m", "p") == (resume, "")
+    assert state.load("m", "other") == (Resume(), "")
+    assert [f.suffix for f in state.state_file("m", "p").parent.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"version": 99}', '{"version": 1, "draws": "2"}', '{"version": 1, "surprise": 1}',
+     '{"version": 1, "replacements": [[1]]}', '{"version": 1, "replacements": [["a", 1]]}', "[" * 100_000,
+     '{"version": 1, "given": ["x"]}', '{"version": 1, "draws": 0}'],
+)  # fmt: skip
+def test_a_broken_file_is_set_aside_with_one_notice(text: str) -> None:
+    path = state.state_file("m", "p")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    resume, notice = state.load("m", "p")
+    assert resume == Resume()
+    assert "unreadable" in notice
+    assert not path.exists()
+    assert path.with_suffix(".broken").read_text() == text
+    assert state.load("m", "p") == (Resume(), "")
+
+
+def test_a_failed_write_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    state.save("m", "p", Resume("old"))
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        state.save("m", "p", Resume("new"))
+    assert state.load("m", "p")[0].paragraph == "old"
+    assert len(list(state.state_file("m", "p").parent.iterdir())) == 1
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_survived(data: bytes) -> None:
+    path = state.state_file("fuzz", "p")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    assert isinstance(replace(state.load("fuzz", "p")[0]), Resume)

@@ -1,0 +1,97 @@
+"""What all tests share: folders of their own, the demo model once, and checkpoints made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the person's own cache and state, and none starts threads that fight for the cores."""
+    monkeypatch.setenv("MEMLOC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEMLOC_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Any]:
+    """The embedded model as the engine holds it."""
+    import torch
+
+    from memloc_core.language_model import load
+    from memloc_core.requests import OpenModel
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load(OpenModel("demo", device="cpu"))
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def demo_paragraphs() -> Any:
+    from memloc_core.paragraphs import open_paragraphs
+    from memloc_core.requests import OpenParagraphs
+
+    return open_paragraphs(OpenParagraphs("demo", "demo"))
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a randomly initialised GPT-Neo of any shape; returns its folder."""
+
+    def make(name: str = "tiny", **shape: Any) -> Path:
+        import torch
+        from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+        defaults: dict[str, Any] = {
+            "vocab_size": 120,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 128,
+            "window_size": 16,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("checkpoint") / name
+        GPTNeoForCausalLM(GPTNeoConfig(**(defaults | shape))).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+def answer(engine: Any, request: Any) -> Any:
+    """The Answer of an engine in this process."""
+    steps = engine.steps(request)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
+
+
+def result(lm: Any, request: Any) -> Any:
+    """The result of one analysis on a loaded model, all steps taken."""
+    from memloc_core.engine import Engine
+
+    engine = Engine()
+    engine.lm = lm
+    return answer(engine, request).result
+
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's released paragraphs are not here")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,180 @@
+"""The explorer as a person meets it: a real terminal, the real engine, keys, clicks, kills and resizes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.terminal import ENTER, ESCAPE, Terminal
+
+COMMAND = [sys.executable, "-m", "memloc_tui"]
+READY = 60.0  # seconds that importing torch may take on a busy machine
+
+
+def engine_of(terminal: Terminal) -> int:
+    """The engine process of this explorer."""
+    deadline = time.monotonic() + READY
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{terminal.process.pid}/task/{terminal.process.pid}/children").read_text().split()
+        for child in children:
+            if b"memloc_core.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        terminal.pump(0.05)
+    raise AssertionError("no engine process was started")
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z":
+                time.sleep(0.02)
+                continue
+        return True
+    return False
+
+
+def current(terminal: Terminal, paragraphs) -> int:
+    """The row of the paragraph that the list marks."""
+    short = re.search(r"▸\s?([0-9a-f]{4,})", terminal.text)[1]
+    (row,) = [row for row, id_ in enumerate(paragraphs.ids) if id_.startswith(short)]
+    return row
+
+
+def exact_match_after(demo, paragraphs, row, position, token):
+    """EM of one replacement by a plain pass of transformers' forward."""
+    ids = torch.from_numpy(paragraphs.tokens[row]).clone()
+    ids[position] = token
+    with torch.no_grad():
+        said = demo.model(input_ids=ids[None]).logits[0, 49:-1].argmax(-1)
+    matches = (said == ids[50:]).tolist()
+    return matches.index(False) if False in matches else 50
+
+
+def known_and_settled(text: str) -> bool:
+    """Every paragraph is scored, one is marked, and its own answer is there."""
+    return "▸" in text and " mem · " in text and "EM 50" in text and "asking" not in text
+
+
+def replace_token(terminal: Terminal, typed: str) -> None:
+    """With a token under the cursor: open the chooser, look a token up, keep it."""
+    terminal.type(ENTER)
+    terminal.until("Choose a token")
+    terminal.type(typed)
+    terminal.settle()
+    terminal.type(ENTER)
+    terminal.until(lambda text: "Choose a token" not in text)
+
+
+@pytest.fixture
+def explorer():
+    with Terminal(COMMAND) as terminal:
+        terminal.until(known_and_settled, READY)
+        yield terminal
+
+
+def test_a_person_clicks_a_token_replaces_it_and_reads_the_new_exact_match(explorer, demo, demo_paragraphs):
+    row = current(explorer, demo_paragraphs)
+    column, line = explorer.find("2 Prefix")
+    explorer.click(column - 1, line + 1)  # the first token of the prefix
+    explorer.until("Choose a token for position 0")
+    explorer.type("qu")
+    text = explorer.settle()
+    explorer.type(ENTER)
+    text = explorer.until(lambda t: "Choose a token" not in t and re.search(r"EM 50 → \d+", t) and "asking" not in t)
+    token = int(re.search(r"replaced by .* id (\d+)", text)[1])
+    expected = exact_match_after(demo, demo_paragraphs, row, 0, token)
+    assert int(re.search(r"EM 50 → (\d+)", text)[1]) == expected
+    explorer.type("u")
+    explorer.until(lambda t: "→" not in re.search(r"3 Continuation.*", t)[0])
+
+
+def test_a_sweep_marks_every_token_with_its_drop(explorer, demo_paragraphs):
+    explorer.type("w")
+    text = explorer.until(lambda t: re.search(r"mean drop [\d.]+, n 50", t) and "overlay: EM drop" in t, READY)
+    assert "seed 0" in text
+
+
+def test_the_engine_is_killed_and_the_next_question_is_answered(explorer, demo, demo_paragraphs):
+    row = current(explorer, demo_paragraphs)
+    engine = engine_of(explorer)
+    explorer.type("2")
+    os.kill(engine, signal.SIGKILL)
+    explorer.until("killed by signal 9")
+    assert gone_within(engine, 1)
+    replace_token(explorer, "ze")
+    text = explorer.until(lambda t: re.search(r"EM 50 → \d+", t) and "asking" not in t, READY)
+    token = int(re.search(r"replaced by .* id (\d+)", text)[1])
+    assert int(re.search(r"EM 50 → (\d+)", text)[1]) == exact_match_after(demo, demo_paragraphs, row, 0, token)
+    assert engine_of(explorer) != engine
+
+
+@pytest.mark.parametrize("how", ["KILL", "TERM", "HUP", "terminal closed"])
+def test_the_explorer_goes_and_so_does_its_engine_and_reopening_resumes(how, demo_paragraphs):
+    with Terminal(COMMAND) as terminal:
+        terminal.until(known_and_settled, READY)
+        terminal.type("]]")
+        terminal.settle()
+        row = current(terminal, demo_paragraphs)
+        engine = engine_of(terminal)
+        time.sleep(1.2)  # state is saved within a second
+        if how == "terminal closed":
+            os.close(terminal.process.fd)
+        else:
+            os.kill(terminal.process.pid, getattr(signal, f"SIG{how}"))
+        assert gone_within(engine, 1)
+    with Terminal(COMMAND) as again:
+        text = again.until(known_and_settled, READY)
+        assert current(again, demo_paragraphs) == row, text
+
+
+def test_quitting_is_quick_and_leaves_no_engine():
+    with Terminal(COMMAND) as terminal:
+        terminal.until(known_and_settled, READY)
+        engine = engine_of(terminal)
+        terminal.settle()
+        terminal.type("q")
+        assert terminal.wait_exit(3) == 0
+        assert gone_within(engine, 1)
+
+
+def test_a_terminal_of_20_by_5_is_asked_to_grow_and_then_shows_everything():
+    with Terminal(COMMAND, columns=20, rows=5) as terminal:
+        terminal.until("60", READY)
+        terminal.resize(120, 36)
+        terminal.until(known_and_settled, READY)
+        terminal.resize(80, 24)
+        terminal.until("Continuation")
+
+
+def test_a_paragraph_of_escape_codes_reaches_the_terminal_as_visible_glyphs_only(tmp_path, demo_paragraphs):
+    attack = "\x1b]52;c;cHduZWQ=\x07\x1b]0;pwned\x07\x1b[2J\x9b31m[bold]x[/bold]\u202e\x00\x7f"
+    alphabet = json.loads((Path(__file__).parents[2] / "core/memloc_core/demo/model/tokenizer.json").read_text())
+    from memloc_core.tokenizers import _byte_level_alphabet
+
+    character = {byte[0]: char for char, byte in _byte_level_alphabet().items()}
+    ids = [alphabet["model"]["vocab"][character[byte]] for byte in attack.encode()]
+    file = tmp_path / "hostile.jsonl"
+    file.write_text(json.dumps({"tokens": (ids * 4)[:100], "genre": attack, "split": attack}) + "\n")
+    with Terminal([*COMMAND, "--paragraphs", str(file)]) as terminal:
+        terminal.until("Continuation · EM", READY)
+        terminal.type("o")
+        terminal.settle()
+        terminal.type("2" + ENTER)
+        terminal.settle()
+        terminal.type(ESCAPE)
+        terminal.settle()
+        for forbidden in (b"\x1b]52", b"\x1b]0;pwned", b"\x9b31m", "\u202e".encode(), b"\x00", b"\x7f"):
+            assert forbidden not in terminal.raw
+        assert b"\x1b[2J" not in terminal.raw.split(b"Continuation", 1)[1]
+        assert "␛" in terminal.text
+        assert "bold" in re.sub(r"[^a-z]", "", terminal.text)  # markup is shown, not obeyed

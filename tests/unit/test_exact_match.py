@@ -1,0 +1,161 @@
+"""Exact match, NLL and margins, against greedy generation and transformers' own loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memloc_core.errors import UsageError
+from memloc_core.requests import Alternatives, Continue, ExactMatch
+from tests.conftest import result
+
+
+def generated(lm, prompts, length):
+    """Greedy continuations by transformers' own loop, end-of-text treated as any other token."""
+    out = lm.model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        max_new_tokens=length,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[:, prompts.shape[1] :]
+
+
+def leading_matches(a, b):
+    """Exact match by a loop."""
+    count = 0
+    for x, y in zip(a, b, strict=True):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def test_exact_match_is_that_of_generate_on_every_embedded_paragraph(demo, demo_paragraphs):
+    rows = torch.from_numpy(demo_paragraphs.tokens)
+    scored = result(demo, ExactMatch(tuple(map(tuple, rows.tolist()))))
+    for start in range(0, len(rows), 128):
+        said = generated(demo, rows[start : start + 128, :50], 50).tolist()
+        for row, own in enumerate(said, start):
+            assert scored.em[row] == leading_matches(own, rows[row, 50:].tolist()), demo_paragraphs.ids[row]
+
+
+def test_the_embedded_set_has_both_ends_and_a_middle(demo, demo_paragraphs):
+    em = result(demo, ExactMatch(tuple(map(tuple, demo_paragraphs.tokens.tolist())))).em
+    assert (em == 50).sum() >= 140
+    assert (em <= 10).sum() >= 300
+    assert ((em > 10) & (em < 50)).sum() >= 25
+
+
+def test_nll_is_transformers_own_loss(demo, demo_paragraphs):
+    rows = torch.from_numpy(demo_paragraphs.tokens[:6])
+    scored = result(demo, ExactMatch(tuple(map(tuple, rows.tolist()))))
+    for row, ids in enumerate(rows):
+        labels = ids.clone()
+        labels[:50] = -100
+        with torch.no_grad():
+            loss = demo.model(input_ids=ids[None], labels=labels[None]).loss
+        assert scored.nll[row] == pytest.approx(float(loss), rel=1e-5, abs=2e-6)
+        assert scored.token_nll[row].mean() == pytest.approx(float(loss), rel=1e-5, abs=2e-6)
+
+
+def test_predictions_and_margins_by_a_loop_over_the_whole_logits(demo, demo_paragraphs):
+    rows = demo_paragraphs.tokens[[0, 3, 5, 8]]
+    scored = result(demo, ExactMatch(tuple(map(tuple, rows.tolist()))))
+    with torch.no_grad():
+        logits = demo.model(input_ids=torch.from_numpy(rows)).logits
+    for row, ids in enumerate(rows):
+        closest = np.inf
+        for c in range(50):
+            values, tokens = logits[row, 49 + c].topk(2)
+            assert scored.predicted[row, c] == tokens[0]
+            matched = int(tokens[0]) == ids[50 + c]
+            other = values[1] if matched else values[0]
+            closest = min(closest, abs(float(logits[row, 49 + c, ids[50 + c]] - other)))
+            if not matched:
+                break
+        assert scored.margin[row] == pytest.approx(closest, abs=1e-4)
+
+
+@pytest.mark.parametrize("prefix_length", [1, 20, 99])
+def test_any_split_into_prefix_and_continuation(demo, demo_paragraphs, prefix_length):
+    rows = torch.from_numpy(demo_paragraphs.tokens[:4])
+    scored = result(demo, ExactMatch(tuple(map(tuple, rows.tolist())), prefix_length))
+    said = generated(demo, rows[:, :prefix_length], 100 - prefix_length).tolist()
+    assert scored.em.tolist() == [
+        leading_matches(own, true) for own, true in zip(said, rows[:, prefix_length:].tolist(), strict=True)
+    ]
+
+
+def test_continue_is_generate_with_each_tokens_probability(demo, demo_paragraphs):
+    prompt = demo_paragraphs.tokens[4, :50]
+    said = result(demo, Continue(tuple(prompt.tolist()), 50))
+    ids = torch.from_numpy(prompt)[None]
+    assert said.tokens.tolist() == generated(demo, ids, 50)[0].tolist()
+    whole = torch.cat([ids, torch.from_numpy(said.tokens)[None]], -1)
+    with torch.no_grad():
+        probabilities = demo.model(input_ids=whole).logits[0, 49:-1].softmax(-1)
+    expected = probabilities.gather(-1, whole[0, 50:, None])[:, 0]
+    np.testing.assert_allclose(said.probabilities, expected, rtol=1e-3)
+
+
+def test_end_of_text_inside_a_continuation_is_a_token_like_any(make_checkpoint):
+    from memloc_core.language_model import load
+    from memloc_core.requests import OpenModel
+
+    lm = load(OpenModel(str(make_checkpoint("eos")), device="cpu"))
+    said = result(lm, Continue((1, 2, 3), 40))
+    eos = int(said.tokens[5])
+    lm.model.generation_config.eos_token_id = eos
+    assert result(lm, Continue((1, 2, 3), 40)).tokens.tolist() == said.tokens.tolist()
+    assert result(lm, ExactMatch(((1, 2, 3, *said.tokens.tolist()),), 3)).em.tolist() == [40]
+
+
+def test_alternatives_are_the_likeliest_other_tokens(demo, demo_paragraphs):
+    prefix = demo_paragraphs.tokens[2, :50]
+    told = result(demo, Alternatives(tuple(prefix.tolist()), 30, 5))
+    with torch.no_grad():
+        probabilities = demo.model(input_ids=torch.from_numpy(prefix[:30])[None]).logits[0, -1].softmax(-1)
+    expected = [t for t in probabilities.argsort(descending=True).tolist() if t != prefix[30]][:5]
+    assert told.tokens.tolist() == expected
+    np.testing.assert_allclose(told.probabilities, probabilities[expected], rtol=1e-4)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing(demo, demo_paragraphs):
+    request = ExactMatch(tuple(map(tuple, demo_paragraphs.tokens[:40].tolist())))
+    whole = result(demo, request)
+
+    def allocator_limit(module, args, kwargs):
+        if kwargs["input_ids"].shape[0] > 7:
+            raise torch.OutOfMemoryError("simulated")
+
+    hook = demo.model.base_model.register_forward_pre_hook(allocator_limit, with_kwargs=True)
+    said = len(demo.notices)
+    try:
+        halved = result(demo, request)
+    finally:
+        hook.remove()
+    np.testing.assert_array_equal(halved.em, whole.em)
+    np.testing.assert_allclose(halved.nll, whole.nll, rtol=1e-5)
+    assert "40 rows at once; went on with 20" in demo.notices[said]
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (ExactMatch(((1, 2, 99_999),), 1), "99999"),
+        (ExactMatch(((1, 2, -4),), 1), "-4"),
+        (ExactMatch(((1, 2), (1, 2, 3)), 1), "one length"),
+        (ExactMatch(((1, 2),), 2), "longer than the prefix"),
+        (ExactMatch((tuple(range(300)),), 50), "300 tokens"),
+        (Continue((), 5), "prompt"),
+        (Continue((1,), 600), "600 tokens"),
+        (Alternatives((1, 2), 7), "Position 7"),
+    ],
+)
+def test_impossible_questions_are_told_what_is_wrong(demo, request_, says):
+    with pytest.raises(UsageError, match=says):
+        result(demo, request_)

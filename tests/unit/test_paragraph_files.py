@@ -1,0 +1,452 @@
+"""Paragraph files: what each kind opens to, and what is said of a file that does not open."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+
+import numpy as np
+import pytest
+
+from memloc_core.errors import MemlocError, UsageError
+from memloc_core.paragraphs import open_paragraphs
+from memloc_core.requests import OpenParagraphs
+from tests.conftest import SHARED, needs_shared
+
+IDS = [[(7 * row + 3 * i) % 120 for i in range(12)] for row in range(5)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder as far as paragraphs look at it: a vocabulary of 120, no tokenizer."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"vocab_size": 120}')
+    return folder
+
+
+@pytest.fixture
+def opened(folder):
+    def open_(file, prefix=8, continuation=4):
+        return open_paragraphs(OpenParagraphs(str(file), str(folder), prefix, continuation))
+
+    return open_
+
+
+@pytest.fixture
+def give_tokenizer(folder):
+    """Give the model a tokenizer of letters: a is 0, b is 1."""
+
+    def give(**extra):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        tokenizer = Tokenizer(models.WordLevel({chr(97 + i): i for i in range(26)}, unk_token="z"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        for name, options in extra.items():
+            getattr(tokenizer, name)(**options)
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return give
+
+
+def write_table(path, columns):
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def write_csv(path, header, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- each kind of file
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize("column", ["tokens", "token_ids", "input_ids"])
+@pytest.mark.parametrize(
+    "as_written",
+    [
+        lambda data: data,
+        lambda data: data.replace(b"\n", b"\r\n"),
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: b"\n  \n" + data.replace(b"\n", b"\n\n") + b"\n\t\n",
+        lambda data: data.rstrip(b"\n"),
+    ],
+    ids=["plain", "CRLF", "BOM", "blank lines", "no last newline"],
+)
+def test_jsonl_of_token_ids(tmp_path, opened, column, as_written):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(as_written(lines({column: row} for row in IDS)))
+    assert opened(file).tokens.tolist() == IDS
+
+
+def test_jsonl_of_text_is_encoded_by_the_models_tokenizer(tmp_path, opened, give_tokenizer):
+    give_tokenizer()
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines([{"text": "abcdefghijkl"}, {"text": "llkkjjiihhgg"}]))
+    assert opened(file).tokens.tolist() == [list(range(12)), [11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6]]
+
+
+def test_padding_and_truncation_in_the_tokenizers_file_change_no_paragraph(tmp_path, opened, give_tokenizer):
+    give_tokenizer(enable_truncation={"max_length": 3}, enable_padding={"length": 40})
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines([{"text": "abcdefghijkl"}, {"text": "abc"}]))
+    found = opened(file)
+    assert found.tokens.tolist() == [list(range(12))]
+    assert "1 of 2" in found.notices[0]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "<i4", ">i4", "i8", "u8"])
+def test_npy_of_any_integers(tmp_path, opened, dtype):
+    np.save(tmp_path / "rows.npy", np.array(IDS, dtype))
+    assert opened(tmp_path / "rows.npy").tokens.tolist() == IDS
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pt(tmp_path, opened, legacy):
+    import torch
+
+    rows = torch.tensor(IDS, dtype=torch.int32).T.contiguous().T
+    torch.save(rows, tmp_path / "rows.pt", _use_new_zipfile_serialization=not legacy)
+    assert opened(tmp_path / "rows.pt").tokens.tolist() == IDS
+
+
+@pytest.mark.parametrize("cell", [json.dumps, lambda row: ",".join(map(str, row)), lambda row: " ".join(map(str, row))])
+def test_csv_of_token_ids(tmp_path, opened, cell):
+    file = write_csv(tmp_path / "rows.csv", ["tokens", "genre"], [[cell(row), "x"] for row in IDS])
+    assert opened(file).tokens.tolist() == IDS
+
+
+def test_csv_of_ids_as_numpy_prints_them_and_with_a_comma_and_a_space(tmp_path, opened):
+    cells = [[str(np.array(IDS[0]))], [", ".join(map(str, IDS[1]))]]
+    assert opened(write_csv(tmp_path / "rows.csv", ["tokens"], cells)).tokens.tolist() == IDS[:2]
+
+
+def test_csv_of_text_with_line_ends_and_quotes_inside(tmp_path, opened, give_tokenizer):
+    give_tokenizer()
+    file = write_csv(tmp_path / "rows.csv", ["paragraph"], [['ab"\n,cdefghij'], ["mnopqrstuvwxyz"]])
+    assert opened(file).tokens.tolist() == [[0, 1, 25, 25, 25, *range(2, 9)], list(range(12, 24))]
+
+
+@pytest.mark.parametrize("kind", ["i4", "u2", "i8"])
+def test_parquet_of_token_ids(tmp_path, opened, kind):
+    file = write_table(tmp_path / "rows.parquet", {"tokens": [np.array(row, kind) for row in IDS]})
+    assert opened(file).tokens.tolist() == IDS
+
+
+def test_parquet_of_text(tmp_path, opened, give_tokenizer):
+    give_tokenizer()
+    file = write_table(tmp_path / "rows.parquet", {"text": ["abcdefghijkl"], "unrelated": [1.5]})
+    assert opened(file).tokens.tolist() == [list(range(12))]
+
+
+def test_a_table_leaves_no_second_copy_of_itself_in_the_users_cache(tmp_path, opened, monkeypatch):
+    import datasets
+
+    cache = tmp_path / "hf"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    opened(write_table(tmp_path / "rows.parquet", {"tokens": IDS}))
+    assert not [p for p in cache.rglob("*") if p.is_file() and p.stat().st_size > 0]
+
+
+def test_the_name_of_a_file_may_be_in_capitals_and_hold_no_utf_8(tmp_path, opened):
+    file = tmp_path / os.fsdecode(b"r\xff\xe2ws.NPY")
+    np.save(tmp_path / "rows.npy", np.array(IDS))
+    (tmp_path / "rows.npy").rename(file)
+    assert opened(file).tokens.tolist() == IDS
+
+
+# ---------------------------------------------------------------------------------------------------- what is beside
+
+
+def test_the_other_columns_are_read_and_unknown_ones_are_minus_one_or_empty(tmp_path, opened):
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"count": 32, "family": 3, "genre": "recipe", "split": "train"},
+        {"count": None, "genre": None},
+        {"count": "many", "family": 1.5, "genre": 7},
+        {"count": 8.0, "family": 10**30, "split": "\ud800"},
+        {},
+    ]
+    file.write_bytes(lines({"tokens": ids, **row} for ids, row in zip(IDS, rows, strict=True)))
+    found = opened(file)
+    assert found.repetitions.tolist() == [32, -1, -1, 8, -1]
+    assert found.family.tolist() == [3, -1, -1, -1, -1]
+    assert found.genre == ("recipe", "", "7", "", "")
+    assert found.split == ("train", "", "", "\ud800", "")
+
+
+def test_counts_in_a_table_with_gaps_stay_whole_numbers(tmp_path, opened):
+    rows = [[json.dumps(IDS[0]), "32"], [json.dumps(IDS[1]), ""]]
+    found = opened(write_csv(tmp_path / "rows.csv", ["tokens", "count"], rows))
+    assert found.repetitions.tolist() == [32, -1]
+
+
+def test_counts_are_the_corpus_own_where_they_lie_beside_the_file_and_else_the_sets(tmp_path, opened):
+    np.save(tmp_path / "rows.npy", np.array(IDS))
+    found = opened(tmp_path / "rows.npy")
+    flat = [i for row in IDS for i in row]
+    assert (found.counts_of, found.counts.tolist()) == ("set", [flat.count(t) for t in range(120)])
+    np.save(tmp_path / "rows.counts.npy", np.arange(120, dtype=np.uint32))
+    found = opened(tmp_path / "rows.npy")
+    assert (found.counts_of, found.counts.tolist()) == ("corpus", list(range(120)))
+
+
+@pytest.mark.parametrize(
+    "counts", [np.arange(119), np.zeros((120, 1), int), np.zeros(120), np.array([object()] * 120), None]
+)
+def test_a_counts_file_of_another_shape_is_refused(tmp_path, opened, counts):
+    np.save(tmp_path / "rows.npy", np.array(IDS))
+    if counts is None:
+        (tmp_path / "rows.counts.npy").write_bytes(b"")
+    else:
+        np.save(tmp_path / "rows.counts.npy", counts)
+    with pytest.raises(MemlocError, match=r"rows\.counts\.npy"):
+        opened(tmp_path / "rows.npy")
+
+
+def test_ids_are_a_hash_of_the_token_ids_alone(tmp_path, opened):
+    np.save(tmp_path / "rows.npy", np.array(IDS, np.int16))
+    (tmp_path / "rows.jsonl").write_bytes(lines({"tokens": row} for row in IDS[::-1]))
+    expected = [hashlib.sha256(struct.pack("<12q", *row)).hexdigest()[:10] for row in IDS]
+    assert list(opened(tmp_path / "rows.npy").ids) == expected
+    assert list(opened(tmp_path / "rows.jsonl").ids) == expected[::-1]
+
+
+# ----------------------------------------------------------------------------------------------- lengths and ids
+
+
+def test_longer_rows_are_cut_and_shorter_ones_left_out_and_counted(tmp_path, opened):
+    rows = [IDS[0], IDS[1][:11], IDS[2] + [5, 6], [], IDS[4]]
+    (tmp_path / "rows.jsonl").write_bytes(lines({"tokens": row, "count": i} for i, row in enumerate(rows)))
+    found = opened(tmp_path / "rows.jsonl")
+    assert found.tokens.tolist() == [IDS[0], IDS[2], IDS[4]]
+    assert found.repetitions.tolist() == [0, 2, 4]
+    assert "2 of 5 rows" in found.notices[0]
+    assert "row 2 with 11" in found.notices[0]
+
+
+@pytest.mark.parametrize(("prefix", "continuation"), [(1, 1), (11, 1), (1, 11), (5, 2)])
+def test_any_split(tmp_path, opened, prefix, continuation):
+    np.save(tmp_path / "rows.npy", np.array(IDS))
+    found = opened(tmp_path / "rows.npy", prefix, continuation)
+    assert found.prefix_length == prefix
+    assert found.tokens.tolist() == [row[: prefix + continuation] for row in IDS]
+
+
+@pytest.mark.parametrize(("prefix", "continuation"), [(0, 4), (8, 0), (-1, 5), (9, 4), (10**12, 1)])
+def test_impossible_lengths(tmp_path, opened, prefix, continuation):
+    np.save(tmp_path / "rows.npy", np.array(IDS))
+    with pytest.raises(UsageError, match=r"at least one|shorter than"):
+        opened(tmp_path / "rows.npy", prefix, continuation)
+
+
+@pytest.mark.parametrize("wrong", [120, -1, 2**31, 2**62 - 1, -(2**62) + 1])
+@pytest.mark.parametrize("kind", ["jsonl", "npy"])
+@pytest.mark.parametrize("known", [True, False])
+def test_ids_beyond_the_vocabulary(tmp_path, folder, opened, wrong, kind, known):
+    if not known:
+        (folder / "config.json").write_text("{}")
+    rows = [IDS[0], [*IDS[1][:5], wrong, *IDS[1][6:]]]
+    file = tmp_path / f"rows.{kind}"
+    if kind == "npy":
+        np.save(file, np.array(rows))
+    else:
+        file.write_bytes(lines({"tokens": row} for row in rows))
+    if wrong == 120 and not known:
+        assert opened(file).tokens.tolist() == rows
+        return
+    with pytest.raises(UsageError, match=str(wrong)):
+        opened(file)
+
+
+# --------------------------------------------------------------------------------------------------- bad files
+
+
+def bad(name, data):
+    return pytest.param(name, data, id=f"{name} {data[:24]!r}")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        bad("rows.jsonl", b"[1, 2]\n"),
+        bad("rows.jsonl", b'{"tokens": [1, 2}\n'),
+        bad("rows.jsonl", b'{"tokens": "1 2 3"}\n'),
+        bad("rows.jsonl", b'{"tokens": [1, 2.5]}\n'),
+        bad("rows.jsonl", b'{"tokens": [1, true]}\n'),
+        bad("rows.jsonl", b'{"tokens": [[1], 2]}\n'),
+        bad("rows.jsonl", b'{"tokens": [1e400, NaN]}\n'),
+        bad("rows.jsonl", b'{"tokens": [' + b"9" * 5000 + b"]}\n"),
+        bad("rows.jsonl", b'{"tokens": [' + b"9" * 25 + b"]}\n"),
+        bad("rows.jsonl", b'{"tokens": [1]}\n{"text": "abc"}\n'),
+        bad("rows.jsonl", b'{"other": 1}\n'),
+        bad("rows.jsonl", b'{"text": null}\n'),
+        bad("rows.jsonl", b'{"text": "abc"}\n'),  # and the model has no tokenizer
+        bad("rows.jsonl", b"\n\n \n"),
+        bad("rows.jsonl", b"\xff\xfe{\x00}\x00\n\x00"),
+        bad("rows.jsonl", b"[" * 100_000),
+        bad("rows.jsonl", b""),
+        bad("rows.npy", b""),
+        bad("rows.npy", b"\x93NUMPY"),
+        bad("rows.npy", b"no array at all"),
+        bad("rows.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<i8', 'fortran_order': False, ".ljust(118)),
+        bad(
+            "rows.npy",
+            b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr':'<i8','fortran_order':False,'shape':(1<<60,)}".ljust(118),
+        ),
+        bad(
+            "rows.npy",
+            b"\x93NUMPY\x01\x00\x76\x00"
+            + b"{'descr':'<i8','fortran_order':False,'shape':(1000000000000,9)}".ljust(117)
+            + b"\n",
+        ),
+        bad("rows.pt", b""),
+        bad("rows.pt", b"PK\x03\x04 no zip"),
+        bad("rows.pt", b"\x80\x02}q\x00."),
+        bad("rows.csv", b""),
+        bad("rows.csv", b"\n"),
+        bad("rows.csv", b"tokens\n"),
+        bad("rows.csv", b"tokens\n1 2 x\n"),
+        bad("rows.csv", b'tokens\n"[1, [2]]"\n'),
+        bad("rows.csv", b'tokens,genre\n"1 2 3",a\n,b\n'),
+        bad("rows.csv", b"tokens\n5\n6\n"),
+        bad("rows.csv", b"other\n1\n"),
+        bad("rows.csv", b"text\nabc\n"),
+        bad("rows.csv", b"\x00\xff\xfe\x00"),
+        bad("rows.parquet", b""),
+        bad("rows.parquet", b"PAR1 not quite PAR1"),
+        bad("rows.txt", b"1 2 3"),
+        bad("rows", b"1 2 3"),
+    ],
+)
+def test_a_bad_file_is_told_by_its_name_in_one_sentence(tmp_path, opened, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        opened(tmp_path / name, 2, 1)
+    said = str(caught.value)
+    assert str(tmp_path / name) in said
+    assert "\n" not in said
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(IDS, float), np.arange(12), np.zeros((2, 3, 4), int), np.zeros((0, 12), int), np.array([["a"]])],
+    ids=["float", "1-D", "3-D", "no row", "text"],
+)
+@pytest.mark.parametrize("kind", ["npy", "pt"])
+def test_arrays_that_are_no_rows_of_ids(tmp_path, opened, array, kind):
+    if kind == "npy":
+        np.save(tmp_path / "rows.npy", array)
+    elif array.dtype.kind == "U":
+        pytest.skip("no such tensor")
+    else:
+        import torch
+
+        torch.save(torch.from_numpy(array), tmp_path / "rows.pt")
+    with pytest.raises(UsageError, match=r"n, length|no paragraph"):
+        opened(tmp_path / f"rows.{kind}")
+
+
+def test_other_things_in_a_pt_file(tmp_path, opened):
+    import torch
+
+    for what in ({"ids": torch.tensor(IDS)}, [1, 2], torch.tensor(IDS, dtype=torch.bfloat16)):
+        torch.save(what, tmp_path / "rows.pt")
+        with pytest.raises(UsageError, match="holds"):
+            opened(tmp_path / "rows.pt")
+
+
+def test_an_archive_of_arrays_under_the_name_npy(tmp_path, opened):
+    with (tmp_path / "rows.npy").open("wb") as file:
+        np.savez(file, a=np.array(IDS))
+    with pytest.raises(UsageError, match="archive"):
+        opened(tmp_path / "rows.npy")
+
+
+class Burglar:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("how", ["pt", "old pt", "raw pickle", "npy", "counts"])
+def test_a_pickle_is_refused_and_never_run(tmp_path, opened, how):
+    import torch
+
+    loot, file = tmp_path / "loot", tmp_path / ("rows.npy" if how in ("npy", "counts") else "rows.pt")
+    if how == "raw pickle":
+        file.write_bytes(pickle.dumps(Burglar(loot)))
+    elif how == "npy":
+        np.save(file, np.array([[Burglar(loot)] * 12], object), allow_pickle=True)
+    elif how == "counts":
+        np.save(file, np.array(IDS))
+        np.save(tmp_path / "rows.counts.npy", np.array([Burglar(loot)] * 120, object), allow_pickle=True)
+    else:
+        torch.save([Burglar(loot)], file, _use_new_zipfile_serialization=how == "pt")
+    with pytest.raises(MemlocError):
+        opened(file)
+    assert not loot.exists()
+    # The trap is set: whoever unpickles it makes the file.
+    if how == "raw pickle":
+        pickle.loads(file.read_bytes())
+        assert loot.exists()
+
+
+@pytest.mark.parametrize("source", ["nothing.npy", "~nobody-has-this-name/x.npy", "x" * 5000, ".", "/dev/null", ""])
+def test_no_such_file(opened, source):
+    with pytest.raises(UsageError):
+        opened(source)
+
+
+# ------------------------------------------------------------------------------------------- the paper's own files
+
+
+@pytest.fixture
+def gpt_neo(folder):
+    (folder / "config.json").write_text('{"vocab_size": 50257}')
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(SHARED / "gpt2-tokenizer" / name, folder)
+    return folder
+
+
+@needs_shared
+def test_the_papers_paragraphs_open_and_read_as_its_table_says(gpt_neo, opened):
+    from memloc_core.tokenizers import read_vocabulary
+
+    found = opened(SHARED / "paper" / "50_50_preds.pt", 50, 50)
+    assert found.tokens.shape == (442, 100)
+    vocabulary = read_vocabulary(gpt_neo)
+    with (SHARED / "paper" / "mem_strings.csv").open(newline="", encoding="utf-8") as file:
+        said = [row["paragraph"] for row in csv.DictReader(file)]
+    texts = {vocabulary.text(row) for row in found.tokens}
+    assert sum(text in texts for text in said) >= 0.9 * len(said)
+
+
+@needs_shared
+def test_the_papers_table_of_strings_opens_as_text(gpt_neo, opened):
+    found = opened(SHARED / "paper" / "mem_strings.csv", 50, 50)
+    rows = {tuple(row) for row in opened(SHARED / "paper" / "50_50_preds.pt", 50, 50).tokens.tolist()}
+    same = sum(tuple(row) in rows for row in found.tokens.tolist())
+    assert same >= 0.9 * len(found)
+    assert len(found) > 400
+    with (SHARED / "paper" / "mem_strings.csv").open(newline="", encoding="utf-8") as file:
+        counts = [int(row["count"]) for row in csv.DictReader(file)]
+    assert set(found.repetitions.tolist()) <= set(counts)

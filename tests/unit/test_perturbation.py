@@ -1,0 +1,169 @@
+"""Perturbation and sweep, against one plain forward pass per replacement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memloc_core.errors import UsageError
+from memloc_core.requests import Alternatives, Continue, Perturb, Sweep, random_tokens
+from tests.conftest import result
+
+
+def plain_score(lm, row, continuation):
+    """EM and NLL of a 50-token prefix by one whole pass of transformers' own forward."""
+    ids = torch.tensor([[*row[:50], *continuation]])
+    with torch.no_grad():
+        logits = lm.model(input_ids=ids).logits[0, 49:-1]
+    targets = ids[0, 50:]
+    matches = (logits.argmax(-1) == targets).tolist()
+    em = matches.index(False) if False in matches else 50
+    return em, float(torch.nn.functional.cross_entropy(logits, targets))
+
+
+@pytest.fixture(scope="module")
+def rows(demo, demo_paragraphs):
+    """One paragraph that is recited whole, one that is not."""
+    from memloc_core.requests import ExactMatch
+
+    em = result(demo, ExactMatch(tuple(map(tuple, demo_paragraphs.tokens.tolist())))).em
+    return demo_paragraphs.row(int(em.argmax())), demo_paragraphs.row(int(em.argmin()))
+
+
+def test_perturb_scores_both_rows_as_plain_passes_do(demo, rows):
+    row = rows[0]
+    told = result(demo, Perturb(row, ((7, 100), (20, 5))))
+    changed = list(row)
+    changed[7], changed[20] = 100, 5
+    assert (told.em_before, pytest.approx(told.nll_before, rel=1e-4)) == plain_score(demo, row, row[50:])
+    assert (told.em_after, pytest.approx(told.nll_after, rel=1e-4)) == plain_score(demo, changed, row[50:])
+    assert told.drop == told.em_before - told.em_after
+    assert told.reference.tolist() == list(row[50:])
+
+
+def test_without_replacements_nothing_changes(demo, rows):
+    told = result(demo, Perturb(rows[0], ()))
+    assert told.drop == 0
+    assert told.nll_after == pytest.approx(told.nll_before)
+
+
+def test_against_its_own_continuation_the_clean_prefix_has_full_exact_match(demo, rows):
+    row = rows[1]
+    own = result(demo, Continue(row[:50], 50)).tokens.tolist()
+    told = result(demo, Perturb(row, ((30, 9),), reference="own"))
+    assert told.em_before == 50
+    assert told.reference.tolist() == own
+    changed = [*row[:30], 9, *row[31:]]
+    assert told.em_after == plain_score(demo, changed, own)[0]
+
+
+@pytest.mark.parametrize("strategy", ["random", "next-best", "most-frequent", "rarest", "given"])
+@pytest.mark.parametrize("reference", ["true", "own"])
+def test_sweep_is_one_plain_pass_per_replacement(demo, demo_paragraphs, rows, strategy, reference):
+    row = rows[reference == "own"]
+    tokens = ()
+    if strategy in ("most-frequent", "rarest"):
+        tokens = demo_paragraphs.ranked_tokens(strategy, 3)
+    elif strategy == "given":
+        tokens = (11, 12, 13)
+    told = result(demo, Sweep(row, strategy, draws=2, seed=3, tokens=tokens, reference=reference))
+    assert told.em.shape == told.nll.shape == told.replacements.shape == (50, 2)
+    continuation = told.reference.tolist()
+    assert told.em_before == plain_score(demo, row, continuation)[0]
+    for position in range(50):
+        for draw in range(2):
+            changed = list(row)
+            changed[position] = int(told.replacements[position, draw])
+            assert changed[position] != row[position]
+            em, nll = plain_score(demo, changed, continuation)
+            assert (told.em[position, draw], told.nll[position, draw]) == (em, pytest.approx(nll, rel=1e-3))
+    np.testing.assert_allclose(told.drops(), told.em_before - told.em.mean(1), rtol=1e-6)
+
+
+def test_random_replacements_are_seeded_and_uniform_without_the_original(demo, rows):
+    one, same, other = (result(demo, Sweep(rows[0], seed=s, draws=3)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one.replacements, same.replacements)
+    assert (one.replacements != other.replacements).mean() > 0.9
+    fewer = result(demo, Sweep(rows[0], seed=1, draws=1))
+    np.testing.assert_array_equal(fewer.replacements[:, 0], one.replacements[:, 0])
+    spread = np.concatenate([one.replacements.ravel(), other.replacements.ravel()])
+    assert spread.max() > 0.9 * demo.info.vocabulary
+    assert spread.min() < 0.1 * demo.info.vocabulary
+
+
+def test_next_best_is_what_the_model_expected_there(demo, rows):
+    told = result(demo, Sweep(rows[0], "next-best", draws=2))
+    for position in (1, 25, 49):
+        expected = result(demo, Alternatives(rows[0][:50], position, 2)).tokens
+        np.testing.assert_array_equal(told.replacements[position], expected)
+
+
+def test_ranked_tokens_follow_the_corpus_counts(demo_paragraphs):
+    counts = demo_paragraphs.counts
+    frequent = demo_paragraphs.ranked_tokens("most-frequent", 4)
+    rarest = demo_paragraphs.ranked_tokens("rarest", 4)
+    assert counts[list(frequent)].tolist() == sorted(counts.tolist(), reverse=True)[:4]
+    assert counts[list(rarest)].tolist() == sorted(counts[counts > 0].tolist())[:4]
+
+
+def test_a_model_whose_cache_cannot_be_trusted_sweeps_whole_rows_with_the_same_result(demo, rows, monkeypatch):
+    reused = result(demo, Sweep(rows[0]))
+    monkeypatch.setattr(demo, "reuses_prefix", False)
+    whole = result(demo, Sweep(rows[0]))
+    np.testing.assert_array_equal(reused.em, whole.em)
+    np.testing.assert_allclose(reused.nll, whole.nll, rtol=1e-3, atol=1e-5)
+
+
+def test_a_sweep_tells_what_it_knows_so_far(demo, rows):
+    from memloc_core.analyses.perturbation import run_sweep
+
+    steps = run_sweep(demo, Sweep(rows[0]))
+    first = next(steps)
+    assert first.total == 50
+    assert (first.partial.em[: first.done] >= 0).all()
+    assert (first.partial.em[first.done :] == -1).all()
+    assert np.isnan(first.partial.drops()[first.done :]).all()
+    steps.close()
+
+
+@pytest.mark.parametrize("group_of", [1, 7])
+def test_out_of_memory_inside_a_sweep_changes_nothing(demo, rows, group_of):
+    whole = result(demo, Sweep(rows[0]))
+
+    def allocator_limit(module, args, kwargs):
+        if kwargs["input_ids"].shape[0] > group_of:
+            raise torch.OutOfMemoryError("simulated")
+
+    hook = demo.model.base_model.register_forward_pre_hook(allocator_limit, with_kwargs=True)
+    try:
+        halved = result(demo, Sweep(rows[0]))
+    finally:
+        hook.remove()
+    np.testing.assert_array_equal(halved.em, whole.em)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"draws": 0}, "0 draws"),
+        ({"strategy": "given", "tokens": (4,)}, "2 different tokens"),
+        ({"strategy": "given", "tokens": (4, 99_999)}, "99999"),
+        ({"prefix_length": 100}, "no prefix of 100"),
+    ],
+)
+def test_impossible_sweeps_are_told_what_is_wrong(demo, rows, change, says):
+    paragraph = (*rows[0][:3], 4, *rows[0][4:])
+    with pytest.raises(UsageError, match=says):
+        result(demo, Sweep(paragraph, **change))
+
+
+def test_a_replacement_outside_the_prefix_is_refused(demo, rows):
+    with pytest.raises(UsageError, match="Position 50"):
+        result(demo, Perturb(rows[0], ((50, 1),)))
+
+
+@pytest.mark.parametrize("original", [0, 1, 2])
+def test_a_random_replacement_is_any_token_but_the_original(original):
+    drawn = [random_tokens(seed, 5, 4, vocabulary=3, original=original) for seed in range(50)]
+    assert {token for row in drawn for token in row} == {0, 1, 2} - {original}
