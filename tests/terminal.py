@@ -79,12 +79,17 @@ class Terminal:
         return "\n".join(self.screen.display)
 
     def until(self, wanted: str | Callable[[str], object], seconds: float = 30.0) -> str:
-        """The screen's text once it holds (or satisfies) `wanted`; AssertionError with the screen if it never does."""
+        """The screen's text once it holds (or satisfies) `wanted` in a whole frame; AssertionError if it never does.
+
+        A frame comes in pieces: the text is taken when nothing more has come for a moment, so that what stands
+        below the wanted words is there too. A screen that never rests (a running clock) is taken as it is."""
         holds = wanted if callable(wanted) else lambda text: wanted in text
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if holds(self.text):
-                return self.text
+                self.settle(0.1, 1.0)
+                if holds(self.text):
+                    return self.text
             if not self.pump(0.05) and not self.process.isalive():
                 break
         if holds(self.text):

@@ -24,8 +24,12 @@ from memloc_core.requests import (
     AttributionPatching,
     Continue,
     ContrastGradients,
+    Edited,
+    EstimateRun,
     ExactMatch,
+    ExportCheckpoint,
     HeadAblation,
+    MeasureRemains,
     OpenModel,
     OpenParagraphs,
     ParameterGradients,
@@ -38,6 +42,7 @@ from memloc_core.requests import (
     Request,
     Result,
     Sweep,
+    Unlearn,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +66,11 @@ ANALYSES: dict[type[Request], str] = {
     AttributionPatching: "patching:run_attribution",
     ActivationPatching: "patching:run",
     RareTokens: "rare_tokens:run",
+    Edited: "editing:run",
+    Unlearn: "unlearning:run",
+    EstimateRun: "unlearning:run_estimate",
+    MeasureRemains: "remains:run",
+    ExportCheckpoint: "editing:run_export",
 }
 
 Steps = Generator[Progress, None, Result]

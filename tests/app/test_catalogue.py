@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake import PIECES, FakeSession, base_em, make_paragraphs, make_vocabulary
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from memloc_tui.catalogue import SORTS, Catalogue, FilterError, parse_filter
 

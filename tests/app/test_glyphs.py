@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from unicodedata import category
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual.strip import Strip

@@ -39,7 +39,7 @@ def test_every_panel_of_the_embedded_model(demo: Any, demo_paragraphs: Any, tmp_
         assert printed == pytest.approx(float(query.abs().max()), rel=0.05)
 
         terminal.type("6")
-        text = terminal.until(lambda text: "L1H2 from position 49" in text and "entropy" in text, SLOW)
+        text = terminal.until(lambda text: "L1H2 from position 49" in text and re.search(r"[01]\.\d+ █", text), SLOW)
         with torch.no_grad():
             weights = demo.model(input_ids=ids, output_attentions=True).attentions[1][0, 2, 49, :50]
         first = text[text.index("weight") :].split("\n")[1]

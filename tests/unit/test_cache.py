@@ -13,8 +13,7 @@ from typing import Any
 import diskcache
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from memloc_cache.rows import SETTINGS

@@ -1,0 +1,128 @@
+"""What is being studied: the model, its vocabulary, the paragraphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from memloc_core.requests.base import BACKGROUND, URGENT, Request, Result, Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memloc_core.requests.base import Ints
+
+
+@dataclass(frozen=True)
+class ModelInfo(Result):
+    """The loaded model. `identity` stands in every cache key: weights, dtype, attention, kind of device."""
+
+    name: str
+    folder: str
+    architecture: str
+    fingerprint: str
+    identity: str
+    dtype: str
+    device: str
+    attention: str
+    layers: int
+    heads: int
+    width: int
+    parameters: int
+    vocabulary: int
+    positions: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpenModel(Request):
+    """Load a model: `demo`, a Hugging Face checkpoint folder, or the name of one already in the local hub cache."""
+
+    answer = ModelInfo
+    urgency = BACKGROUND
+    keeps = False
+    model: str
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Vocabulary(Result):
+    """The bytes of every token: token `t` is `pieces[offsets[t]:offsets[t + 1]]`. `bos` is -1 where there is none."""
+
+    pieces: NDArray[np.uint8]
+    offsets: Ints
+    fingerprint: str
+    bos: int = -1
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, b"" for an id that the tokenizer does not know."""
+        if not 0 <= token < len(self):
+            return b""
+        return self.pieces[self.offsets[token] : self.offsets[token + 1]].tobytes()
+
+    def text(self, tokens: Any) -> str:
+        """The tokens' bytes joined and decoded; bytes that are no UTF-8 show as U+FFFD."""
+        return b"".join(self.piece(int(t)) for t in tokens).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class ReadVocabulary(Request):
+    """Every token's bytes, from the model folder's tokenizer alone (the weights need not be loaded)."""
+
+    answer = Vocabulary
+    urgency = URGENT
+    keeps = False
+    model: str
+
+
+@dataclass(frozen=True)
+class ParagraphSet(Result):
+    """Paragraphs and what is known of them. Unknown: `repetitions` and `family` -1, `genre` and `split` ""."""
+
+    source: str
+    fingerprint: str
+    prefix_length: int
+    ids: tuple[str, ...]
+    tokens: Ints  # [n, length]
+    counts: Ints  # [V] unigram counts of the corpus, or of this set where the corpus' are not known
+    counts_of: Literal["corpus", "set"]
+    repetitions: Ints  # [n]
+    family: Ints  # [n]
+    genre: tuple[str, ...]
+    split: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, index: int) -> Tokens:
+        return tuple(self.tokens[index].tolist())
+
+    def prefix_counts(self, index: int) -> Tokens:
+        """The corpus count of each prefix token of one paragraph, [p]."""
+        return tuple(self.counts[self.tokens[index, : self.prefix_length]].tolist())
+
+    def ranked_tokens(self, strategy: Literal["most-frequent", "rarest"], k: int) -> Tokens:
+        """The k tokens with the highest (or lowest, but not zero) corpus count; ties by id."""
+        seen = self.counts.nonzero()[0]
+        counts = self.counts[seen]
+        order = (-counts if strategy == "most-frequent" else counts).argsort(kind="stable")
+        return tuple(seen[order[:k]].tolist())
+
+
+@dataclass(frozen=True)
+class OpenParagraphs(Request):
+    """Read paragraphs: `demo`, or a .jsonl, .npy, .pt, .csv or .parquet file; `model`'s tokenizer reads text rows."""
+
+    answer = ParagraphSet
+    urgency = URGENT
+    keeps = False
+    source: str
+    model: str
+    prefix_length: int = 50
+    continuation_length: int = 50

@@ -1,0 +1,218 @@
+"""Taking it out again: sparse edits of the weights, the runs that make them, and what is left afterwards.
+
+Letters: k changed weights, s steps, n changed paragraphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from memloc_core.requests.base import BACKGROUND, Request, Result, Tokens
+
+if TYPE_CHECKING:
+    from memloc_core.requests.base import Floats, Ints
+
+Objective = Literal["unlearn", "edit", "memorize"]
+OBJECTIVES: tuple[Objective, ...] = ("unlearn", "edit", "memorize")
+Mask = Literal["gradient", "difference", "ratio", "random", "head", "layer", "component", "dense"]
+MASKS: tuple[Mask, ...] = ("gradient", "difference", "ratio", "random", "head", "layer", "component", "dense")
+Goal = Literal["break", "forget", "steps"]
+GOALS: tuple[Goal, ...] = ("break", "forget", "steps")
+
+# What a run watches besides what it changes; arrays over groups are in this order, nan where a group is empty.
+Group = Literal["kept", "held-out", "others", "family", "general"]
+GROUPS: tuple[Group, ...] = ("kept", "held-out", "others", "family", "general")
+
+
+@dataclass(frozen=True)
+class SparseEdit(Result):
+    """k weights of one model, and what they become. Values are exact: fp32 holds every fp32, bf16 and fp16 value.
+
+    Parameter i of `parameters` (named as in the checkpoint) has the flat indices
+    `indices[starts[i]:starts[i + 1]]`, in ascending order, of its row-major weights.
+    """
+
+    model: str  # the name of the model it was made on, for people
+    base: str  # that model's weight fingerprint
+    on_top_of: tuple[str, ...]  # fingerprints of the edits that were active when it was made, in their order
+    parameters: tuple[str, ...]
+    starts: Ints  # [parameters + 1]
+    indices: Ints  # [k]
+    old: Floats  # [k] the values before, with `on_top_of` active
+    new: Floats  # [k]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the base, what it stands on, and every index and new value: what names an edit everywhere."""
+        from hashlib import sha256
+
+        import numpy as np
+
+        about = "\n".join((self.base, *self.on_top_of, "", *self.parameters))
+        digest = sha256(about.encode())
+        for array, kind in ((self.starts, "<i8"), (self.indices, "<i8"), (self.new, "<f4")):
+            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Edited(Request):
+    """Any analysis with edits applied, in their order, in every forward pass it makes; () asks for the original.
+
+    `edits` are fingerprints; `files` say where the engine finds them and are no part of the question. Always the
+    outermost wrapper, also of `Ablated`. Its answer is the inner request's, and so are its urgency and version.
+    """
+
+    answer = Result
+    request: Request
+    edits: tuple[str, ...] = ()
+    files: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("answer", "version", "urgency", "keeps"):
+            object.__setattr__(self, name, getattr(self.request, name))
+
+
+@dataclass(frozen=True)
+class Unlearning(Result):
+    """A run: the edit of its best step, and every step on the way. Entry 0 of each curve is before the first step.
+
+    The best step, by which a cancelled run is kept too: the last one that met the goal; if none did, the one with the
+    lowest mean EM of the changed paragraphs (objectives edit and memorize: the highest, of what is taught), ties by
+    the smaller KL.
+    """
+
+    edit: SparseEdit
+    best: int
+    stopped: Literal["running", "goal", "steps", "loss", "cancelled"]
+    reason: str  # in a sentence for people
+    em: Ints  # [s + 1, n] of the changed paragraphs (objective edit: of the original continuation)
+    longest_run: Ints  # [s + 1, n] longest run of tokens, anywhere in the continuation, that teacher forcing predicts
+    nll: Floats  # [s + 1, n]
+    taught_em: Ints  # [s + 1, n] of the alternative, conditioned on itself; [s + 1, 0] for the objective unlearn
+    taught_nll: Floats  # [s + 1, n]
+    loss: Floats  # [s]
+    kl: Floats  # [s + 1] KL(p_0 || p) per token on the kept paragraphs, nats
+    group_em: Floats  # [s + 1, GROUPS] mean EM; of non-memorized rows against their own clean continuation
+    group_nll: Floats  # [s + 1, GROUPS]
+    agreement: Floats  # [s + 1, GROUPS] share of continuation positions with the same argmax as before
+    step_seconds: float  # median of a training step, without the measuring
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Unlearn(Request):
+    """Change k weights so that `targets` are no longer recited, or another text is (paper section 5; METRICS.md).
+
+    objective "unlearn": raise the NLL of `targets`; "edit": make `alternatives` likely, whole paragraphs with their own
+    prefix, one for each target; "memorize": make `targets` themselves likely. All hold KL(p_0 || p) on `kept` down.
+
+    `mask`: which weights of W_Q, W_K, W_V, W_O, W_in, W_out may change, chosen before the first step: the
+    k = ceil(sparsity * N) with the largest |gradient| of the objective, its difference to or ratio over the root mean
+    square of the kept paragraphs' own gradient, or k at random; "head", "layer" and "component" rank by the ratio
+    within `place` ("L1H2", "L3", "W_out"); "dense" is all N.
+
+    goal "break": EM <= a tenth of the continuation for all targets; "forget": nothing is left (METRICS.md); "steps": go
+    on to the last step. `protocol` "paper": its optimizer, loss, masks and weight decay, for comparison only; then
+    weights outside the mask change too, and the result says so.
+    """
+
+    answer = Unlearning
+    urgency = BACKGROUND
+    targets: tuple[Tokens, ...]
+    kept: tuple[Tokens, ...]
+    prefix_length: int = 50
+    objective: Objective = "unlearn"
+    alternatives: tuple[Tokens, ...] = ()
+    mask: Mask = "ratio"
+    place: str = ""
+    sparsity: float = 0.001
+    goal: Goal = "break"
+    steps: int = 100  # at most
+    learning_rate: float = 3e-3
+    kl_weight: float = 30.0
+    kept_per_step: int = 16
+    seed: int = 0
+    protocol: Literal["memloc", "paper"] = "memloc"
+    held_out: tuple[Tokens, ...] = ()
+    others: tuple[Tokens, ...] = ()
+    family: tuple[Tokens, ...] = ()
+    general: tuple[Tokens, ...] = ()
+    sibling_nll: tuple[float, ...] = ()  # per target, what "forget" has to reach; () takes the held-out mean
+
+
+@dataclass(frozen=True)
+class RunCost(Result):
+    """What a run will take, from one timed step of it."""
+
+    weights: int  # k
+    seconds_per_step: float
+    bytes: int  # beyond the loaded model
+
+
+@dataclass(frozen=True)
+class EstimateRun(Request):
+    """Time and memory of a run before it is started."""
+
+    answer = RunCost
+    keeps = False
+    run: Unlearn
+
+
+@dataclass(frozen=True)
+class Remains(Result):
+    """What is left of n paragraphs under the weights it was asked about (ask with and without `Edited`)."""
+
+    em: Ints  # [n]
+    longest_run: Ints  # [n]
+    nll: Floats  # [n]
+    variants: tuple[str, ...]  # v names: "prefix", "shifted by 5", "extended by 20", ...
+    extracted: Ints  # [v, n] longest run of continuation tokens recited, teacher-forced, under each variant
+    edit_distance: Floats  # [n] token edit distance of greedy text to the continuation, 0..1
+    extracted_at_75: Ints  # [n] whether the greedy text is at least 0.75 similar to the continuation
+    repetition: Floats  # [n] share of repeated 4-grams in the greedy text
+    greedy: Ints  # [n, c]
+    relearned_em: Ints  # [steps + 1, n] EM while fine-tuning on `other_text`; [1, n] if there is none
+    eight_bit_em: Ints  # [n] after rounding every matrix of the blocks to 8 bits and back
+    eight_bit_longest: Ints  # [n]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class MeasureRemains(Request):
+    """Extraction over shifted and left-extended prefixes, edit distance, repetition, benign relearning, 8-bit rounding.
+
+    `left_context` stands before a paragraph when its prefix is extended to the left. Relearning takes `relearn_steps`
+    Adam steps on `other_text`, which holds none of the paragraphs.
+    """
+
+    answer = Remains
+    urgency = BACKGROUND
+    paragraphs: tuple[Tokens, ...]
+    prefix_length: int = 50
+    left_context: Tokens = ()
+    other_text: tuple[Tokens, ...] = ()
+    relearn_steps: int = 20
+    relearn_rate: float = 1e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Exported(Result):
+    """A checkpoint folder that `transformers` loads."""
+
+    folder: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ExportCheckpoint(Request):
+    """Write the model, with the edits of the `Edited` around it, as a Hugging Face checkpoint into a new folder."""
+
+    answer = Exported
+    keeps = False
+    folder: str
