@@ -51,7 +51,7 @@ def strategy_of(kind, owner):
 
 
 def instances(cls):
-    names = vars(requests) | {"np": np, "NDArray": np.typing.NDArray}
+    names = vars(typing) | vars(requests) | {"np": np, "NDArray": np.typing.NDArray}
     names |= {"Ints": np.typing.NDArray[np.int64], "Floats": np.typing.NDArray[np.float32]}
     kinds = typing.get_type_hints(cls, names)
     return st.builds(cls, **{f.name: strategy_of(kinds[f.name], cls) for f in dataclasses.fields(cls)})
@@ -111,8 +111,10 @@ def changed(value):
     """Another value of the same type."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
+    if isinstance(value, int):
         return value + 1
+    if isinstance(value, float):
+        return 1.0 if math.isnan(value) else math.nextafter(value, math.inf if value < 0 else -math.inf)
     if isinstance(value, str):
         return value + "x"
     if isinstance(value, tuple):

@@ -14,6 +14,7 @@ from memloc_core.requests.base import (
     Answer as Answer,
     Progress as Progress,
     Provenance as Provenance,
+    R as R,
     Reference as Reference,
     Request as Request,
     Result as Result,
