@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
+from textual import constants
 from textual.app import App, SystemCommand
 from textual.binding import Binding
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
@@ -17,6 +19,7 @@ from memloc_tui.widgets.panels import PANELS, panel_type
 
 if TYPE_CHECKING:
     from memloc_core.errors import EngineDied
+    from memloc_tui.config import Config
     from memloc_tui.session import Session
     from memloc_tui.settings import Settings
     from memloc_tui.state import Resume
@@ -43,20 +46,35 @@ class MemlocApp(App[None], inherit_bindings=False):
         Binding(
             "ctrl+p", "command_palette", "palette", id="app.palette", tooltip="Every action by name", priority=True
         ),
+        Binding("ctrl+l", "redraw", "redraw", id="app.redraw", tooltip="Draw the whole screen anew"),
         Binding("q", "leave", "quit", id="app.quit", tooltip="Quit; asks while a job is running"),
         Binding("ctrl+q,ctrl+c", "leave", "quit", id="app.quit_too", tooltip="Quit, also from an input"),
     ]
 
-    def __init__(self, settings: Settings, session: Session | None = None, *, theme: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, session: Session | None = None, *, config: Config | None = None, tour: bool = False
+    ) -> None:
         super().__init__()
         self.settings = settings
+        self.config = config
+        self.keys: dict[str, str] = {}  # the person's own, by binding, once they are checked
         self.session: Session | None = session
         self._given = session
         self.resume: Resume  # once it is read, after the first frame
         self._resumed = False
         self._save_timer: Timer | None = None
-        self._wanted_theme = theme
+        self._wanted_theme = config.theme if config is not None else None
+        self.wants_tour = tour
         self.animation_level = "none"
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own, but on a terminal one that sends less down the line, unless TEXTUAL_DRIVER names another."""
+        driver = super().get_driver_class()
+        if driver.__name__ != "LinuxDriver" or constants.DRIVER is not None:
+            return driver
+        from memloc_tui.thrifty import ThriftyDriver
+
+        return ThriftyDriver
 
     def get_default_screen(self) -> Screen[None]:
         return Explorer(self.size)
@@ -87,6 +105,7 @@ class MemlocApp(App[None], inherit_bindings=False):
 
         if not self._resumed:
             await self.explorer.begin()
+            self._configure()
             self.resume, notice = state.load(self.settings.model, self.settings.paragraphs)
             self._resumed = True
             if notice:
@@ -106,6 +125,25 @@ class MemlocApp(App[None], inherit_bindings=False):
             self.explorer.fail(str(error))
             await session.close()
             self.session = None
+
+    def _configure(self) -> None:
+        """The person's keys, and what is wrong with their configuration."""
+        if self.config is None:
+            return
+        problems = list(self.config.problems)
+        if self.config.keys:
+            from memloc_tui.keys import checked
+
+            self.keys, wrong = checked(self.config.keys, self.config.origins, self.config.path)
+            problems += wrong
+            self.set_keymap(self.keys)
+            self.explorer.show_keys()
+        for problem in problems:
+            self.say(problem, severity="warning")
+
+    def key_shown(self, binding: Binding) -> str:
+        """The key that does what a binding does."""
+        return self.keys.get(binding.id or "") or binding.key_display or binding.key
 
     def engine_state(self, state: str) -> None:
         self.explorer.top.show_engine(ENGINE.get(state, visible(state)))
@@ -178,8 +216,17 @@ class MemlocApp(App[None], inherit_bindings=False):
         from memloc_tui.screens.confirm import Confirm
 
         what = "A sweep" if self.explorer.sweeping.running else "A measurement"
+        question = f"{what} is running. Quit and stop it?"
+        if self.explorer.editing.running:
+            question = "A run is going on. Quit and stop it? Its best step so far is kept as an edit."
         if not isinstance(self.screen, Confirm):
-            self.push_screen(Confirm(f"{what} is running. Quit and stop it?"), lambda yes: self.exit() if yes else None)
+            self.push_screen(Confirm(question), lambda yes: self.exit() if yes else None)
+
+    def action_redraw(self) -> None:
+        """After something else has written on the terminal."""
+        if (glass := getattr(self._driver, "glass", None)) is not None:
+            glass.forget()
+        self.screen.refresh(layout=True)
 
     def action_nothing(self) -> None:
         """A hint in the line of keys that names keys but does nothing itself."""
@@ -192,7 +239,7 @@ class MemlocApp(App[None], inherit_bindings=False):
                 if binding.action != "command_palette" and binding.id != "app.quit_too":
                     yield SystemCommand(
                         binding.tooltip,
-                        f"key {binding.key_display or binding.key}",
+                        f"key {self.key_shown(binding)}",
                         lambda action=binding.action, node=node: self.call_next(self.run_action, action, node),
                     )
         for tab in PANELS:
@@ -200,7 +247,9 @@ class MemlocApp(App[None], inherit_bindings=False):
                 assert isinstance(binding, Binding)
                 yield SystemCommand(
                     binding.tooltip,
-                    f"key {binding.key} in the {tab.title} tab",
+                    f"key {self.key_shown(binding)} in the {tab.title} tab",
                     lambda tab=tab, id=binding.id: self.explorer.action_panel_key(tab.name, id),
                 )
+        tour = self.explorer.action_begin_tour
+        yield SystemCommand("Take the tour", "Five things to see on the embedded model", tour)
         yield SystemCommand("Change the theme", "Colours of the whole program", self.action_change_theme)

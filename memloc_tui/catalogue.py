@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK = 64
-SORTS = ("EM", "NLL", "margin", "count", "genre", "file")
-Sort = Literal["EM", "NLL", "margin", "count", "genre", "file"]
+SORTS = ("EM", "NLL", "margin", "count", "told", "genre", "file")
+Sort = Literal["EM", "NLL", "margin", "count", "told", "genre", "file"]
 Stratum = Literal["memorized", "partly", "non-memorized", "unknown"]
 STRATA: tuple[Stratum, ...] = ("memorized", "partly", "non-memorized")
 
@@ -39,6 +39,7 @@ FILTER_HELP = (
     ("genre:recipe  split:fresh  id:3fa", "genre, split and id by their beginning"),
     ("is:memorized  is:partly  is:non-memorized", "strata by exact match"),
     ("is:perturbed", "paragraphs with replacements of yours"),
+    ("is:marked", "paragraphs that the next run changes together"),
 )
 _NUMBERS = ("em", "nll", "margin", "count", "family")
 _WORDS = ("genre", "split", "id", "is")
@@ -81,8 +82,8 @@ def _term(word: str) -> Term:
             raise FilterError(f"There is no number called {visible(name)}; there are {', '.join(_NUMBERS)}.")
     if match := _WORD_TERM.fullmatch(word):
         name, value = match.groups()
-        if name.lower() == "is" and value not in (*STRATA, "perturbed"):
-            raise FilterError(f"is: takes {', '.join(STRATA)} or perturbed.")
+        if name.lower() == "is" and value not in (*STRATA, "perturbed", "marked"):
+            raise FilterError(f"is: takes {', '.join(STRATA)}, perturbed or marked.")
         if name.lower() in _WORDS:
             return Term(name.lower(), "has", value.lower())
         if name.lower() in _NUMBERS:
@@ -107,8 +108,10 @@ class Catalogue:
         self.em: NDArray[Any] = np.full(n, -1, np.int64)
         self.nll: NDArray[Any] = np.full(n, np.nan, np.float32)
         self.margin: NDArray[Any] = np.full(n, np.nan, np.float32)
+        self.told: NDArray[Any] = np.full(n, -1.0)  # probability of being memorized, by the prefix alone
         self._answers: dict[int, tuple[ExactMatches, int]] = {}
         self.perturbed: set[int] = set()
+        self.marked: set[int] = set()  # to be changed together by the next run
         self.known = 0
         self.strata: dict[str, int] = dict.fromkeys(STRATA, 0)
 
@@ -220,6 +223,8 @@ class Catalogue:
         if name == "is":
             if value == "perturbed":
                 return lambda row: row in self.perturbed
+            if value == "marked":
+                return lambda row: row in self.marked
             return lambda row: self.stratum_of(int(self.em[row])) == value
         if name in ("genre", "split", "id"):
             names = {"genre": p.genre, "split": p.split, "id": p.ids}[name]
@@ -251,8 +256,9 @@ class Catalogue:
             "NLL": (self.nll[index].astype(np.float64), -p.repetitions[index]),
             "margin": (self.margin[index].astype(np.float64), -p.repetitions[index]),
             "count": (-p.repetitions[index].astype(np.float64), -self.em[index]),
+            "told": (-self.told[index], -self.em[index]),
         }[sort]
-        unknown = (self.em[index] < 0) if sort != "count" else (p.repetitions[index] < 0)
+        unknown = {"count": p.repetitions, "told": self.told}.get(sort, self.em)[index] < 0
         order = np.lexsort((index, second, -key if reverse else key, unknown))
         ordered: list[int] = index[order].tolist()
         return ordered

@@ -18,11 +18,15 @@ from typing import Any, TypeVar
 
 import click
 
-from memloc_core.errors import MemlocError
+from memloc_core.errors import MemlocError, UsageError
 from memloc_tui.settings import Settings
 from memloc_tui.start import COMPLETE, explore, has_terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
+OBJECTIVES = ("unlearn", "edit", "memorize")
+MASKS = ("auto", "neurons", "gradient", "difference", "ratio", "random", "head", "layer", "component", "dense")
+GOALS = ("break", "forget", "steps")
+PROTOCOLS = ("memloc", "paper")
 STRATEGY_NAMES = ("random", "next-best", "most-frequent", "rarest", "given")
 
 # Each stands on the group and on every command that opens a model, so both orders of writing work.
@@ -30,11 +34,24 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--model", metavar="MODEL", help="demo, a checkpoint folder, or a name in the local hub cache. [demo]"
     ),
-    click.option("--paragraphs", metavar="FILE", help="demo, or a .jsonl, .npy, .pt, .csv or .parquet file. [demo]"),
-    click.option("--device", metavar="DEVICE", help="auto, cpu or cuda:N. [auto]"),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model in the hub cache. [main]"),
+    click.option(
+        "--paragraphs",
+        metavar="SOURCE",
+        help="demo, a .jsonl, .txt, .npy, .pt, .csv, .parquet or .arrow file, PREFIX.npy+SUFFIX.npy, a folder of "
+        "either or one saved by datasets, or ORG/NAME[@CONFIG][:SPLIT] in its local cache. [demo]",
+    ),
+    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda:N or mps. [auto]"),
     click.option("--dtype", metavar="DTYPE", help="auto (float32), float32, bfloat16 or float16. [auto]"),
     click.option("--prefix-length", type=click.IntRange(1), metavar="N", help="Tokens to prompt with. [50]"),
     click.option("--continuation-length", type=click.IntRange(1), metavar="N", help="Tokens that should follow. [50]"),
+    click.option(
+        "--edit",
+        "edits",
+        multiple=True,
+        metavar="EDIT",
+        help="An edit file, or the beginning of a stored edit's name: ask the edited model. Repeatable, in order.",
+    ),
     click.option("--cache-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where results are kept."),
     click.option("--no-cache", is_flag=True, default=None, help="Neither read nor keep results on disk."),
 )
@@ -51,6 +68,7 @@ def _settings(context: click.Context, given: dict[str, Any]) -> Settings:
     chosen = {name: given.pop(name, None) for name in (*Settings.__dataclass_fields__, "no_cache")}
     if chosen.pop("no_cache"):
         chosen["use_cache"] = False
+    chosen["edits"] = chosen["edits"] or None  # none given is not none wanted
     return replace(context.obj or Settings(), **{name: value for name, value in chosen.items() if value is not None})
 
 
@@ -76,18 +94,45 @@ def cli(context: click.Context, theme: str | None, no_mouse: bool, **given: Any)
 
     Without a command: the explorer, on the embedded demo model unless --model names another.
     """
+    from memloc_tui import config
+
+    chosen = config.load()
+    context.obj = chosen.settings
     context.obj = settings = _settings(context, given)
+    opens = context.invoked_subcommand is None and has_terminal()  # the explorer says what is wrong, and opens
+    if chosen.problems and not opens and context.invoked_subcommand not in ("config", "completion", "tour"):
+        from memloc_core.errors import UsageError
+
+        raise UsageError(" ".join(chosen.problems))
     if context.invoked_subcommand is not None:
         return
     from memloc_core import sources
 
-    sources.model_folder(settings.model)  # said now, and not after the screen has been taken over
-    sources.paragraph_file(settings.paragraphs)
-    if has_terminal():
-        explore(settings, theme, not no_mouse)
-    from memloc_tui import commands
+    sources.model_folder(settings.model, settings.revision)  # said now, not after the screen has been taken over
+    sources.paragraph_files(settings.paragraphs)
+    if settings.edits:
+        from memloc_tui.edits import active
 
-    commands.report(settings)
+        for name in settings.edits:
+            active(name)
+    if has_terminal():
+        chosen = replace(chosen, settings=settings, theme=theme or chosen.theme, mouse=chosen.mouse and not no_mouse)
+        explore(chosen)
+    from memloc_tui.reports.command import whole_set
+
+    whole_set(settings)
+
+
+@cli.command()
+@click.pass_context
+def tour(context: click.Context) -> None:
+    """The explorer on the embedded model, with a card that says what to press and what it shows: two minutes."""
+    if not has_terminal():
+        raise UsageError("The tour needs a terminal; memloc-tui report says what it shows.")
+    from memloc_tui.config import load
+
+    demo = replace(context.obj or Settings(), model=Settings.model, paragraphs=Settings.paragraphs)
+    explore(replace(load(), settings=demo), tour=True)
 
 
 @cli.command("list")
@@ -99,6 +144,312 @@ def list_(context: click.Context, as_json: bool, **given: Any) -> None:
     from memloc_tui import commands
 
     commands.list_paragraphs(_settings(context, given), as_json)
+
+
+@cli.command()
+@partial(_with, _OPTIONS)
+@click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, metavar="N", help="Paragraphs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--detector", type=click.Path(path_type=Path), metavar="FILE", help="Judge this one instead of fitting.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Keep the fitted detector.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def detect(
+    context: click.Context,
+    limit: int,
+    seed: int,
+    detector: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Tell memorized paragraphs by their prefixes alone, and say how well that works (AUC, by cluster)."""
+    from memloc_tui import detecting
+
+    detecting.detect(_settings(context, given), limit, seed, detector, out, as_json)
+
+
+@cli.command()
+@partial(_with, _OPTIONS)
+@click.option("--quick", is_flag=True, help="Fewer paragraphs per claim; intervals are wider.")
+@click.option("--only", multiple=True, metavar="CLAIM", help="This claim alone, such as rare-head; repeatable.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which paragraphs are drawn.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def findings(
+    context: click.Context, quick: bool, only: tuple[str, ...], seed: int, as_json: bool, **given: Any
+) -> None:
+    """Test each claim of the paper on this model and these paragraphs, beside the paper's numbers."""
+    from memloc_tui import finding_commands
+
+    finding_commands.findings(_settings(context, given), quick, only, seed, as_json)
+
+
+@cli.command()
+@partial(_with, _OPTIONS)
+@click.option("--paragraph", "ids", multiple=True, metavar="ID", help="An id or its beginning; repeatable.")
+@click.option("--set", "stratum", type=click.Choice(("memorized", "non-memorized", "all")), help="One kind. [all]")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the set.")
+@click.option("--findings", is_flag=True, help="The paper's claims on this model and set instead.")
+@click.option("--quick", is_flag=True, help="Findings on smaller samples.")
+@click.option("--head", default="L1H2", show_default=True, metavar="HEAD", help="Whose attention a paragraph's holds.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("terminal", "md", "html", "json")),
+    help="[what --out ends in, else terminal]",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there, whole or not at all.")
+@click.pass_context
+def report(
+    context: click.Context,
+    ids: tuple[str, ...],
+    stratum: str | None,
+    limit: int | None,
+    findings: bool,
+    quick: bool,
+    head: str,
+    form: str | None,
+    out: Path | None,
+    **given: Any,
+) -> None:
+    """A report of paragraphs, of a set (all, without --paragraph or --set), or of the findings."""
+    from memloc_core.errors import UsageError
+    from memloc_tui.console import Selection
+    from memloc_tui.reports.command import report as write
+
+    settings = _settings(context, given)
+    if findings and (ids or stratum or limit):
+        raise UsageError("--findings is about the whole set; it goes without --paragraph, --set and --limit.")
+    if quick and not findings:
+        raise UsageError("--quick goes with --findings.")
+    selection = Selection(ids, None if ids else stratum or "all", limit, False, out)
+    write(settings, selection, form, head, findings, quick)
+
+
+_RUN: tuple[Callable[[F], F], ...] = (
+    click.option("--objective", type=click.Choice(OBJECTIVES), help="What to do with it. [unlearn]"),
+    click.option(
+        "--alternative", "texts", multiple=True, metavar="TEXT", help="What edit teaches; repeatable, one a paragraph."
+    ),
+    click.option(
+        "--replace",
+        "replacements",
+        nargs=2,
+        type=(int, str),
+        multiple=True,
+        metavar="POSITION TOKEN",
+        help="Or what the model says with this prefix token replaced. [the one that costs the most EM]",
+    ),
+    click.option("--mask", type=click.Choice(MASKS), help="How the weights that may change are chosen. [auto]"),
+    click.option("--place", metavar="WHERE", help="For the masks head (L1H2), layer (L3) and component (W_out)."),
+    click.option("--sparsity", type=float, metavar="SHARE", help="Share of the weights that may change. [0.001]"),
+    click.option("--goal", type=click.Choice(GOALS), help="Where to stop: it no longer starts, or nothing is left."),
+    click.option("--steps", type=int, metavar="N", help="Adam steps, at most."),
+    click.option("--lr", "learning_rate", type=float, metavar="RATE", help="Adam's learning rate."),
+    click.option("--kl-weight", type=float, metavar="W", help="How firmly other text is held."),
+    click.option("--keep", type=int, metavar="N", help="Paragraphs trained to stay as they are."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the split, the batches and random masks. [0]"),
+    click.option("--protocol", type=click.Choice(PROTOCOLS), help="paper: as the paper did it. [memloc]"),
+    click.option("--relearn", type=click.IntRange(0), metavar="N", help="Steps on other text, to see what comes back."),
+)
+
+
+@cli.command("unlearn")
+@partial(_with, _OPTIONS)
+@click.option("--paragraph", "ids", multiple=True, metavar="ID", help="An id or its beginning; repeatable.")
+@click.option("--set", "stratum", type=click.Choice(("memorized", "non-memorized", "all")), help="All of one kind.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the set.")
+@partial(_with, _RUN)
+@click.option("--out", type=click.Path(path_type=Path), metavar="EDIT", help="An edit file; the store keeps it anyway.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def unlearn_(
+    context: click.Context,
+    ids: tuple[str, ...],
+    stratum: str | None,
+    limit: int | None,
+    texts: tuple[str, ...],
+    replacements: tuple[tuple[int, str], ...],
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Take paragraphs out of the weights, in one run that changes few of them, and say what is left.
+
+    The best step is kept as the run goes, so one that is stopped leaves an edit or nothing, never half a file.
+    """
+    from memloc_tui import unlearn_commands as asked
+    from memloc_tui.console import Selection
+    from memloc_tui.unlearning import UnlearnOptions
+
+    settings = _settings(context, given)
+    selection = Selection(ids, stratum, limit, as_json, out)
+    options = UnlearnOptions(**{name: value for name, value in given.items() if value is not None})
+    asked.unlearn(settings, selection, options, asked.Instead(texts, replacements))
+
+
+@cli.command()
+@partial(_with, _OPTIONS)
+@click.option("--with", "other", metavar="MODEL", help="The second model: a checkpoint folder, or a name in the cache.")
+@click.option(
+    "--with-edit", "edit", multiple=True, metavar="EDIT", help="Or the same model with this edit; repeatable."
+)
+@click.option("--paragraph", "ids", multiple=True, metavar="ID", help="An id or its beginning; repeatable.")
+@click.option("--set", "stratum", type=click.Choice(("memorized", "non-memorized", "all")), help="All of one kind.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the set.")
+@click.option("--head", default="L1H2", show_default=True, metavar="HEAD", help="Whose attention is compared.")
+@click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Replacements per position.")
+@click.option("--format", "form", type=click.Choice(("terminal", "md", "html", "json")), help="[--out's ending]")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there, whole or not at all.")
+@click.pass_context
+def compare(
+    context: click.Context,
+    other: str | None,
+    edit: tuple[str, ...],
+    ids: tuple[str, ...],
+    stratum: str | None,
+    limit: int | None,
+    head: str,
+    draws: int,
+    form: str | None,
+    as_json: bool,
+    out: Path | None,
+    **given: Any,
+) -> None:
+    """Two models, or original against edited, side by side on the same paragraphs."""
+    from memloc_core.errors import UsageError
+    from memloc_tui.console import Selection
+    from memloc_tui.reports.command import compare as write
+
+    settings = _settings(context, given)
+    if bool(other) == bool(edit):
+        raise UsageError("Compare with what? Give --with MODEL or --with-edit EDIT.")
+    selection = Selection(ids, stratum, limit, as_json, out)
+    second = (
+        replace(settings, model=other, revision="", edits=())
+        if other
+        else replace(settings, edits=settings.edits + edit)
+    )
+    write(settings, second, selection, "json" if as_json else form, head, draws)
+
+
+@cli.command("compare-masks")
+@partial(_with, _OPTIONS)
+@click.option(
+    "--masks",
+    multiple=True,
+    metavar="MASK",
+    help="all, top, random, difference, ratio, head[:L1H2], layer[:L3] or component[:W_out]; repeatable. [each]",
+)
+@click.option("--objectives", multiple=True, type=click.Choice(OBJECTIVES[:2]), help="Repeatable. [both]")
+@click.option("--protocol", "protocols", multiple=True, type=click.Choice(PROTOCOLS), help="Repeatable. [memloc]")
+@click.option("--limit", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Paragraphs.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="The first of them. [0]")
+@click.option("--sparsity", type=float, metavar="SHARE", help="Of all masks but all. [0.001]")
+@click.option("--goal", type=click.Choice(GOALS), help="Where each run stops. [break]")
+@click.option("--steps", type=int, metavar="N", help="Adam steps, at most.")
+@click.option("--lr", "learning_rate", type=float, metavar="RATE", help="Adam's learning rate.")
+@click.option("--kl-weight", type=float, metavar="W", help="How firmly other text is held.")
+@click.option("--keep", type=int, metavar="N", help="Paragraphs trained to stay as they are.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="For table.json, table.md, picture.svg.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def compare_masks(
+    context: click.Context,
+    masks: tuple[str, ...],
+    objectives: tuple[Any, ...],
+    protocols: tuple[str, ...],
+    limit: int,
+    seeds: int,
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Unlearn memorized paragraphs one at a time with each mask: the paper's Figure 5, and the masks beyond it.
+
+    Every run is kept in the cache as it ends: a comparison that was stopped goes on where it was.
+    """
+    from memloc_tui import comparing
+    from memloc_tui.unlearning import UnlearnOptions
+
+    settings = _settings(context, given)
+    options = UnlearnOptions(**{name: value for name, value in given.items() if value is not None})
+    objectives, protocols = objectives or OBJECTIVES[:2], protocols or PROTOCOLS[:1]
+    comparison = comparing.Comparison(masks, objectives, protocols, limit, seeds, options)
+    comparing.compare(settings, comparison, out, as_json)
+
+
+@cli.command()
+@click.argument("corpus")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="SET.parquet", help="The set to make.")
+@click.option("--model", metavar="MODEL", help="As for every command. [demo]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model in the hub cache. [main]")
+@click.option("--device", metavar="DEVICE", help="auto (every visible GPU), cpu, cuda:N or mps. [auto]")
+@click.option("--dtype", metavar="DTYPE", help="auto (float32), float32, bfloat16 or float16. [auto]")
+@click.option("--text-column", "column", default="", metavar="NAME", help="Where the text, or the ids, stand. [text]")
+@click.option("--window", type=click.IntRange(2), default=100, show_default=True, metavar="N", help="Tokens.")
+@click.option("--stride", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Tokens.")
+@click.option("--prefix-length", type=click.IntRange(1), metavar="N", help="Tokens to prompt with. [50]")
+@click.option(
+    "--min-unique",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    metavar="SHARE",
+    help="Leave out windows with fewer distinct tokens.",
+)
+@click.option(
+    "--keep",
+    default="memorized,partly,non-memorized:1000",
+    show_default=True,
+    metavar="STRATA",
+    help="Strata to keep, each whole or, with :N, a sample.",
+)
+@click.option("--count-duplicates", is_flag=True, help="Count each kept window's repetitions in the whole corpus.")
+@click.option("--nll", is_flag=True, help="The NLL of every window, not only of those that are kept.")
+@click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Only the first N documents.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples.")
+@click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Engines. [one, or one a GPU]")
+@click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True)
+@click.option("--address", default="", metavar="HOST:PORT", help="Of a Ray cluster. [one on this machine]")
+@click.option("--gpus-per-worker", type=click.FloatRange(0), default=0, metavar="N", help="On a Ray cluster.")
+@click.option("--block-tokens", type=click.IntRange(0), default=0, metavar="N", help="What a kill costs, at most.")
+@click.option("--restart", is_flag=True, help="Forget what an earlier scan into SET has done.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def scan(
+    context: click.Context,
+    corpus: str,
+    out: Path,
+    column: str,
+    keep: str,
+    workers: int,
+    engine: str,
+    address: str,
+    gpus_per_worker: float,
+    block_tokens: int,
+    restart: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Find what the model recites of a whole CORPUS, and make a set of it that the explorer opens.
+
+    CORPUS is a .jsonl, .csv or .txt file (also .gz), a .parquet, .arrow or .npy file, a folder of them, or
+    ORG/NAME[@CONFIG][:SPLIT] in the local cache of datasets. Windows slide over each document's tokens. The set can be
+    opened while the scan runs; after Ctrl-C or any kill the same command goes on.
+    """
+    from memloc_core.scan.job import ScanOptions, keep_of
+    from memloc_tui import scan_commands
+
+    settings = _settings(context, given)
+    if settings.edits:
+        raise UsageError("A scan reads a checkpoint: write the edited one with memloc-tui edits export, and scan that.")
+    options = ScanOptions(column=column, keep=keep_of(keep), prefix_length=settings.prefix_length, **given)
+    where = scan_commands.Where(engine, workers, address, gpus_per_worker)
+    scan_commands.scan(settings, corpus, out, options, where, block_tokens, restart, as_json)
 
 
 @cli.group()
@@ -295,6 +646,65 @@ def cache_limit(settings: Settings, megabytes: int) -> None:
     commands.cache_limit(settings, megabytes)
 
 
+@cli.group()
+def edits() -> None:
+    """The edits of the weights that are kept: what unlearning runs have made."""
+
+
+@edits.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, the newest first.")
+def edits_list(as_json: bool) -> None:
+    """Every stored edit: name, model, changed weights, exact match before and after."""
+    from memloc_tui import edit_commands
+
+    edit_commands.list_edits(as_json)
+
+
+@edits.command("show")
+@click.argument("edit")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document: the run, its curves, and every weight.")
+def edits_show(edit: str, as_json: bool) -> None:
+    """What EDIT, a file or a stored edit's name, changes, and how the run went that made it."""
+    from memloc_tui import edit_commands
+
+    edit_commands.show_edit(edit, as_json)
+
+
+@edits.command("export")
+@click.argument("edit", nargs=-1, required=True)
+@partial(_with, _OPTIONS)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A new or empty folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def edits_export(context: click.Context, edit: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> None:
+    """Write the model with EDIT (several: in their order) as a checkpoint that `transformers` loads."""
+    from memloc_tui import edit_commands
+
+    edit_commands.export(_settings(context, given), edit, out, as_json)
+
+
+@edits.command("remove")
+@click.argument("edit")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def edits_remove(edit: str, as_json: bool) -> None:
+    """Delete EDIT from the store. Files elsewhere are the person's own to delete."""
+    from memloc_tui import edit_commands
+
+    edit_commands.remove_edit(edit, as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit. [main]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def download(context: click.Context, name: str, as_json: bool, **given: Any) -> None:
+    """Fetch model NAME into the local Hugging Face cache. Nothing else here goes to the network."""
+    from memloc_tui import download as fetching
+
+    fetching.download(_settings(context, given), name, as_json)
+
+
 @cli.command()
 @partial(_with, _OPTIONS)
 @click.pass_context
@@ -303,6 +713,45 @@ def doctor(context: click.Context, **given: Any) -> None:
     from memloc_tui import commands
 
     sys.exit(commands.doctor(_settings(context, given)))
+
+
+@cli.command()
+@partial(_with, _OPTIONS)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--host", metavar="ADDRESS", help="Listen elsewhere than on 127.0.0.1; there is no password.")
+@click.pass_context
+def serve(context: click.Context, port: int, host: str | None, **given: Any) -> None:
+    """The explorer in a browser on this machine (the extra `web`); from another one by ssh -L."""
+    from memloc_core import sources
+    from memloc_tui import browser
+    from memloc_tui.config import load
+
+    settings = _settings(context, given)
+    sources.model_folder(settings.model, settings.revision)
+    sources.paragraph_files(settings.paragraphs)
+    browser.serve(settings, load().settings, host, port)
+
+
+@cli.group("config")
+def config_group() -> None:
+    """The configuration file: theme, mouse, keys, defaults of the options."""
+
+
+@config_group.command("path")
+def config_path() -> None:
+    """Print where the file is, or would be. MEMLOC_CONFIG names another."""
+    from memloc_tui.config import config_file
+
+    click.echo(config_file())
+
+
+@config_group.command("show")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def config_show(as_json: bool) -> None:
+    """Every setting, key and default, where it comes from, and what is wrong with the file."""
+    from memloc_tui import config_commands
+
+    sys.exit(config_commands.show(as_json))
 
 
 @cli.command()

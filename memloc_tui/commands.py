@@ -8,19 +8,16 @@ from importlib import metadata
 from typing import Any
 
 import click
-from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from memloc_core.codec import to_json
 from memloc_core.errors import MemlocError
-from memloc_tui.catalogue import CHUNK, STRATA, Catalogue
+from memloc_tui.catalogue import CHUNK
 from memloc_tui.console import Asker, Out, print_json, run, table_of
-from memloc_tui.glyphs import piece_text, visible
+from memloc_tui.glyphs import visible
 from memloc_tui.settings import Settings
 
 _TEXT_WIDTH = 60
-_SAMPLE = 8  # paragraphs per stratum whose sweeps the report averages
 
 
 def list_paragraphs(settings: Settings, as_json: bool) -> None:
@@ -55,20 +52,6 @@ def list_paragraphs(settings: Settings, as_json: bool) -> None:
         text = Text(visible(line["text"][:_TEXT_WIDTH]), no_wrap=True, overflow="ellipsis")
         table.add_row(line["id"], *map(Text, numbers), Text(visible(line["genre"])), text)
     Out().print(table)
-
-
-def report(settings: Settings) -> None:
-    """What the explorer would show first: strata, repetition counts, and how hard recitation is to corrupt."""
-
-    async def work(asker: Asker) -> Group:
-        catalogue = asker.catalogue
-        await asker.score(range(len(catalogue)))
-        parts: list[Any] = [_heading(asker), "", _strata(catalogue)]
-        if (catalogue.paragraphs.repetitions >= 0).any():
-            parts += ["", _by_count(catalogue)]
-        return Group(*parts, "", await _corruption(asker))
-
-    Out().print(run(settings, work))
 
 
 def cache_stats(settings: Settings, as_json: bool) -> None:
@@ -157,63 +140,3 @@ def _cache(settings: Settings) -> Any:
 
 def _known(value: Any) -> int | None:
     return None if value < 0 else int(value)
-
-
-def _heading(asker: Asker) -> Text:
-    model, paragraphs = asker.session.model, asker.catalogue.paragraphs
-    assert model is not None
-    c = asker.catalogue.length
-    return Text(
-        f"{model.name}: {model.architecture}, {model.layers} layers x {model.heads} heads, "
-        f"{model.parameters:,} weights, {model.dtype} on {model.device}\n"
-        f"{len(paragraphs):,} paragraphs of {paragraphs.prefix_length} + {c} tokens from {visible(paragraphs.source)}\n"
-        f"EM: greedily decoded tokens equal to the text until the first that is not, 0..{c}"
-    )
-
-
-def _strata(catalogue: Catalogue) -> Table:
-    c = catalogue.length
-    table = table_of("stratum", "paragraphs", "mean EM", "mean NLL (nats)")
-    for name, said in zip(STRATA, (f"memorized, EM {c}", "partly", f"non-memorized, EM <= {c // 5}"), strict=True):
-        rows = [row for row in range(len(catalogue)) if catalogue.stratum_of(int(catalogue.em[row])) == name]
-        means = (f"{catalogue.em[rows].mean():.1f}", f"{catalogue.nll[rows].mean():.3f}") if rows else ("–", "–")
-        table.add_row(said, f"{len(rows):,}", *means)
-    return table
-
-
-def _by_count(catalogue: Catalogue) -> Table:
-    counts = catalogue.paragraphs.repetitions
-    table = table_of("repetitions", "paragraphs", "mean EM", "recited whole")
-    for count in sorted({int(count) for count in counts if count >= 0}):
-        em = catalogue.em[counts == count]
-        table.add_row(str(count), f"{len(em):,}", f"{em.mean():.1f}", f"{(em == catalogue.length).sum():,}")
-    return table
-
-
-async def _corruption(asker: Asker) -> Table:
-    """Mean drop of EM over all single-token replacements, for the first paragraphs of either end."""
-    catalogue = asker.catalogue
-    table = table_of(
-        "replacing one prefix token",
-        "paragraphs",
-        "mean EM drop",
-        left=("hardest hit", "worst token"),
-        title="Random replacements, seed 0; non-memorized against the model's own continuation",
-    )
-    for stratum in ("memorized", "non-memorized"):
-        rows = [r for r in range(len(catalogue)) if catalogue.stratum_of(int(catalogue.em[r])) == stratum][:_SAMPLE]
-        if not rows:
-            table.add_row(stratum, "0", "–", "–", "–")
-            continue
-        answers = await asker.ask(f"sweep, {stratum}", [catalogue.sweep(row) for row in rows])
-        drops = [answer.result.drops() for answer in answers]
-        hardest = max(range(len(rows)), key=lambda i: drops[i].max())
-        position = int(drops[hardest].argmax())
-        row = rows[hardest]
-        token = int(catalogue.paragraphs.tokens[row, position])
-        worst = (
-            f"{piece_text(catalogue.pieces[token], token)!r} at {position}: EM drops by {drops[hardest][position]:.0f}"
-        )
-        mean = sum(float(d.mean()) for d in drops) / len(drops)
-        table.add_row(stratum, str(len(rows)), f"{mean:.1f}", catalogue.paragraphs.ids[row], Text(worst))
-    return table

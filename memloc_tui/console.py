@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,20 +104,40 @@ class Asker:
         assert session.vocabulary is not None
         self.catalogue = Catalogue(session.paragraphs, session.vocabulary)
 
-    async def ask(self, what: str, requests: Iterable[Request]) -> list[Answer[Any]]:
-        """The answers in order; what is known already costs no question."""
+    async def ask(
+        self, what: str, requests: Iterable[Request], heard: Callable[[Any], str | None] = lambda progress: None
+    ) -> list[Answer[Any]]:
+        """The answers in order; what is known already costs no question.
+
+        `heard` gets the engine's progress on each, and may say in a few words what the bar shows.
+        """
         wanted = list(requests)
         task = self._progress.add_task(what, total=len(wanted))
         answers = []
         for number, request in enumerate(wanted):
 
             def step(progress: Any, number: int = number) -> None:
-                self._progress.update(task, completed=number + progress.done / max(1, progress.total))
+                said = heard(progress) or what
+                done = number + progress.done / max(1, progress.total)
+                self._progress.update(task, completed=done, description=said)
 
             answers.append(await self.session.ask(request, step))
             self._progress.update(task, completed=number + 1)
         self._progress.remove_task(task)
         return answers
+
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Callable[[float], None]]:
+        """A progress bar of one's own, moved by shares of 1."""
+        task = self._progress.add_task(what, total=100)
+        try:
+            yield lambda share: self._progress.update(task, completed=100 * share)
+        finally:
+            self._progress.remove_task(task)
+
+    def say(self, text: str) -> None:
+        """A line on stderr, above the progress bar where there is one."""
+        self._progress.console.print(Text(text), soft_wrap=True)
 
     async def score(self, rows: Iterable[int]) -> None:
         """Have the exact match of these rows in the catalogue, chunk by chunk as the explorer asks for it."""

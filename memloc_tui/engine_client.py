@@ -64,6 +64,16 @@ class EngineClient:
         await self.start()
         return await self._send(request, on_progress)
 
+    def pause(self, request: Request, paused: bool) -> bool:
+        """Have the engine take no further step of a request, or go on with it; False where it is not being asked."""
+        found = False
+        for id_, asked in self._asked.items():
+            stdin = asked.process.stdin
+            if asked.request == request and not asked.future.done() and stdin is not None and not stdin.is_closing():
+                stdin.write(frames.pack(Kind.PAUSE if paused else Kind.RESUME, id_))
+                found = True
+        return found
+
     async def start(self) -> None:
         """Start the process unless it runs; returns as soon as it can be written to."""
         async with self._starting:

@@ -26,7 +26,9 @@ from memloc_core.requests import (
 if TYPE_CHECKING:
     from memloc_core.requests import ModelInfo
     from memloc_tui.catalogue import Catalogue
+    from memloc_tui.runs import Runs
     from memloc_tui.samples import Samples
+    from memloc_tui.screens.finding import Board
     from memloc_tui.view import Replacements, View
 
 Head = tuple[int, int]
@@ -73,6 +75,8 @@ class Scene:
     head: Head = (1, 2)
     ablated: tuple[Head, ...] = ()
     switches: Mapping[str, str] = field(default_factory=dict)
+    runs: Runs | None = field(default=None, repr=False)  # of unlearning; only while their tab is open
+    board: Board | None = field(default=None, repr=False)  # of the claims and the set; only while their tab is open
 
     def setting(self, switch: Switch) -> str:
         """A switch's setting, its first unless the person chose another."""
@@ -99,6 +103,8 @@ class Scene:
             from memloc_tui.figures import head_names
 
             said.append(f"without {head_names(self.ablated)}")
+        if self.view.edits:
+            said.append(f"edited by {self.view.edits}")
         return ", ".join(said)
 
     def posed(self, request: Request) -> Request:

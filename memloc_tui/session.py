@@ -12,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from memloc_core.errors import Cancelled, MemlocError
 from memloc_core.requests import (
     Answer,
+    Edited,
+    EncodeText,
     ModelInfo,
     OpenModel,
     OpenParagraphs,
@@ -28,6 +30,7 @@ from memloc_core.requests import (
     Request,
     Vocabulary,
 )
+from memloc_tui.edits import ActiveEdit, active, check
 from memloc_tui.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ OnProgress = Callable[[Progress], None]
 class _Flight:
     """A question that is being computed, and everyone who waits for its answer."""
 
+    question: Request
     task: asyncio.Task[Answer[Any]] = field(init=False)
     waiting: int = 0
     listeners: list[OnProgress] = field(default_factory=list)
@@ -64,6 +68,7 @@ class Session:
         self.model: ModelInfo | None = None
         self.vocabulary: Vocabulary | None = None
         self.paragraphs: ParagraphSet | None = None
+        self.edits: tuple[ActiveEdit, ...] = ()  # in the order in which they are applied
         self.confirmed = False  # the engine has read the weights, and they are the ones that `model` describes
         self.on_state, self.on_notice = on_state, on_notice
         self._client: EngineClient | None = None
@@ -82,12 +87,15 @@ class Session:
 
         settings = self.settings
         self._on_part = on_part
-        model_state = sources.state(sources.model_folder(settings.model))
-        paragraphs_state = sources.state(sources.paragraph_file(settings.paragraphs))
-        opening = OpenModel(settings.model, settings.dtype, settings.device)
-        vocabulary = ReadVocabulary(settings.model)
+        if settings.edits and not self.edits:
+            self.edits = tuple(active(name) for name in settings.edits)
+        revision = settings.revision
+        model_state = sources.state(sources.model_folder(settings.model, revision))
+        paragraphs_state = sources.state(*sources.paragraph_files(settings.paragraphs))
+        opening = OpenModel(settings.model, settings.dtype, settings.device, revision)
+        vocabulary = ReadVocabulary(settings.model, revision)
         paragraphs = OpenParagraphs(
-            settings.paragraphs, settings.model, settings.prefix_length, settings.continuation_length
+            settings.paragraphs, settings.model, settings.prefix_length, settings.continuation_length, revision
         )
         self._open_cache()
         client = self._open_client(opening)
@@ -101,6 +109,7 @@ class Session:
                 self._set_part(part, known.result)
         if known := self._known(self._model_key, opening):
             self._set_part("model", known.result)
+            check(self.edits, known.result)
         if lazily and self.vocabulary and self.paragraphs and self.model:
             return
         await client.start()
@@ -110,30 +119,49 @@ class Session:
                 self._store(keys[request], answer)
                 self._set_part(part, answer.result)
         assert client.opened is not None
-        self._confirm(await asyncio.shield(client.opened))
+        answer = await asyncio.shield(client.opened)
+        self._confirm(answer)
+        check(self.edits, answer.result)
+
+    def set_edits(self, edits: Sequence[ActiveEdit]) -> None:
+        """From now on ask with these edits, applied in this order; those that are off are only kept in the list.
+
+        Questions on their way keep the edits they were asked with. What is on screen must be asked for anew.
+        Raises MemlocError, and changes nothing, for an edit of another model."""
+        if self.model is not None:
+            check(edits, self.model)
+        self.edits = tuple(edits)
 
     def peek(self, request: Request) -> Answer[Any] | None:
         """The answer if it is already in memory or on disk; never asks the engine."""
-        return None if self.model is None else self._known(self._key(request), request)
+        question = self._question(request)
+        return self._known(self._key(question), question) if self.model is not None and question.keeps else None
 
     async def ask(self, request: Request, on_progress: OnProgress | None = None) -> Answer[Any]:
         """The answer from memory, disk or the engine. The same question asked twice is computed once.
+
+        A question about the model is asked with the edits that are on, unless it is an `Edited`, which says itself
+        with which. Either way the answer's request is the bare one, and its provenance names the edits.
 
         Cancelling the awaiting task cancels the engine's work, once nobody else waits for it. Raises MemlocError
         (what was wrong with the question), EngineDied (ask again: the engine restarts by itself)."""
         if self._client is None:
             raise Cancelled("The session is not open.")
+        edits, question = self.edits, self._question(request)
         if self.model is None:
             await self._client.start()
             assert self._client.opened is not None
             self._confirm(await asyncio.shield(self._client.opened))
-        key = self._key(request)
-        if known := self._known(key, request):
+        assert self.model is not None
+        if not isinstance(request, Edited):
+            check(edits, self.model)
+        key = self._key(question)
+        if question.keeps and (known := self._known(key, question)):
             return known
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
-            flight.task = asyncio.create_task(self._compute(key, request, flight))
+            flight = self._flights[key] = _Flight(question)
+            flight.task = asyncio.create_task(self._compute(key, flight))
         if on_progress is not None:
             flight.listeners.append(on_progress)
         flight.waiting += 1
@@ -147,6 +175,21 @@ class Session:
                 self._land(key, flight)  # whoever asks again from now on must not wait for what is being cancelled
                 flight.task.cancel()
 
+    def keep(self, answer: Answer[Any]) -> None:
+        """Keep what was worked out from other answers, under the model and the edits that are on now."""
+        question = self._question(answer.request)
+        self._store(self._key(question), replace(answer, request=question))
+
+    def pause(self, request: Request, paused: bool) -> bool:
+        """Take no further step of a question that is being computed, or go on; False where it is none.
+
+        The engine answers others meanwhile. A paused question can be cancelled like any other."""
+        found = False
+        for flight in self._flights.values():  # its question may hold edits that are off by now
+            if request in (flight.question, getattr(flight.question, "request", None)) and self._client is not None:
+                found |= self._client.pause(flight.question, paused)
+        return found
+
     async def close(self) -> None:
         """End the engine process and close the cache. Safe to call twice, or before `open` has finished."""
         for flight in list(self._flights.values()):
@@ -157,7 +200,7 @@ class Session:
             self._cache.close()
             self._cache = None
 
-    async def _compute(self, key: str, request: Request, flight: _Flight) -> Answer[Any]:
+    async def _compute(self, key: str, flight: _Flight) -> Answer[Any]:
         assert self._client is not None
 
         def heard(progress: Progress) -> None:
@@ -165,12 +208,11 @@ class Session:
                 listener(progress)
 
         try:
-            answer = await self._client.ask(request, heard)
+            answer = await self._client.ask(flight.question, heard)
             # The engine opens its model before it computes, and the answer is that of the weights it found.
             assert self._client.opened is not None
             self._confirm(await asyncio.shield(self._client.opened))
-            self._store(self._key(request), answer)
-            return answer
+            return self._store(self._key(flight.question), answer) if flight.question.keeps else _bare(answer)
         except MemlocError:
             opened = self._client.opened
             if opened is not None and opened.done() and not opened.cancelled() and opened.exception() is not None:
@@ -201,6 +243,15 @@ class Session:
             self.on_notice(notice)
         self._on_part(part)
 
+    def _question(self, request: Request) -> Request:
+        """The request with the edits that are on; with none, a bare one."""
+        if isinstance(request, Edited):
+            return request if request.edits else request.request
+        on = [edit for edit in self.edits if edit.on]
+        if not on or isinstance(request, OpenModel | ReadVocabulary | OpenParagraphs | EncodeText):
+            return request
+        return Edited(request, tuple(edit.fingerprint for edit in on), tuple(edit.file for edit in on))
+
     def _key(self, request: Request) -> str:
         from memloc_core.codec import cache_key
 
@@ -221,18 +272,21 @@ class Session:
         # The key is a hash of the request; a row that says otherwise was put there by somebody else.
         if not isinstance(answer, Answer) or answer.request != request or type(answer.result) is not request.answer:
             return None
-        self._remember(key, answer)
-        return answer
+        return self._remember(key, answer)
 
-    def _store(self, key: str, answer: Answer[Any]) -> None:
-        self._remember(key, answer)
+    def _store(self, key: str, answer: Answer[Any]) -> Answer[Any]:
         if self._cache is not None:
-            self._cache.put(key, answer)
+            kept = answer
+            if isinstance(answer.request, Edited):  # where an edit's file lay is no part of the question
+                kept = replace(answer, request=replace(answer.request, files=()))
+            self._cache.put(key, kept)
+        return self._remember(key, answer)
 
-    def _remember(self, key: str, answer: Answer[Any]) -> None:
-        self._memory[key] = answer
+    def _remember(self, key: str, answer: Answer[Any]) -> Answer[Any]:
+        self._memory[key] = answer = _bare(answer)
         if len(self._memory) > _REMEMBERED:
             self._memory.popitem(last=False)
+        return answer
 
     def _open_cache(self) -> None:
         if self.settings.use_cache:
@@ -247,3 +301,8 @@ class Session:
         log = state_dir() / "engine.log"
         self._client = EngineClient(opening, log, lambda state: self.on_state(state))
         return self._client
+
+
+def _bare(answer: Answer[Any]) -> Answer[Any]:
+    """The answer with the request that the edits stood around."""
+    return replace(answer, request=answer.request.request) if isinstance(answer.request, Edited) else answer

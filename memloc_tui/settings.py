@@ -18,3 +18,5 @@ class Settings:
     continuation_length: int = 50
     cache_dir: Path | None = None  # None: the user's cache folder
     use_cache: bool = True
+    edits: tuple[str, ...] = ()  # edit files, or the beginnings of stored edits' fingerprints
+    revision: str = ""  # of a model in the hub cache; "" is main

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from memloc_tui.settings import Settings
+from memloc_tui.config import Config, load
 
 COMPLETE = "_MEMLOC_TUI_COMPLETE"  # set by the shell while it completes a command
 
@@ -13,7 +13,7 @@ COMPLETE = "_MEMLOC_TUI_COMPLETE"  # set by the shell while it completes a comma
 def main() -> None:
     """`memloc-tui`."""
     if len(sys.argv) == 1 and has_terminal() and COMPLETE not in os.environ:
-        explore(Settings())
+        explore(load())
     else:
         from memloc_tui.cli import main as command_line
 
@@ -21,14 +21,14 @@ def main() -> None:
 
 
 def has_terminal() -> bool:
-    """Whether there is a person to explore for."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    """Whether there is a person to explore for: at a terminal, or in a browser, which Textual's driver serves."""
+    return (sys.stdin.isatty() and sys.stdout.isatty()) or "WebDriver" in os.environ.get("TEXTUAL_DRIVER", "")
 
 
-def explore(settings: Settings, theme: str | None = None, mouse: bool = True) -> None:
-    """Open the explorer, and end the process with its exit code when it is left."""
+def explore(config: Config, tour: bool = False) -> None:
+    """Open the explorer, with its tour if that is wanted, and end the process with its exit code when it is left."""
     from memloc_tui.app import MemlocApp
 
-    app = MemlocApp(settings, theme=theme)
-    app.run(mouse=mouse)
+    app = MemlocApp(config.settings, config=config, tour=tour)
+    app.run(mouse=config.mouse)
     sys.exit(app.return_code or 0)

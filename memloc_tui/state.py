@@ -32,6 +32,10 @@ class Resume:
     head: list[int] = field(default_factory=lambda: [1, 2])
     ablated: list[list[int]] = field(default_factory=list)
     switches: dict[str, str] = field(default_factory=dict)
+    unlearn: dict[str, str] = field(default_factory=dict)  # the form of the next run
+    edits: list[list[str]] = field(default_factory=list)  # fingerprint, file, name, "on" or "off"
+    edited: bool = False  # whether the edited weights were shown
+    marked: list[str] = field(default_factory=list)  # ids of paragraphs
 
 
 def state_dir() -> Path:
@@ -94,8 +98,12 @@ def _resume(saved: dict[str, Any]) -> Resume:
     for pair in (*resume.replacements, *resume.ablated, resume.head):
         if len(pair) != 2 or not all(type(x) is int for x in pair):
             raise TypeError("pairs")
-    if not all(type(x) is str for pair in resume.switches.items() for x in pair):
+    if not all(type(x) is str for pair in (*resume.switches.items(), *resume.unlearn.items()) for x in pair):
         raise TypeError("switches")
+    if not all(len(edit) == 4 for edit in resume.edits):
+        raise TypeError("edits")
+    if not all(type(x) is str for texts in (*resume.edits, resume.marked) for x in texts):
+        raise TypeError("texts")
     if not all(type(x) is int for x in resume.given) or resume.draws < 1 or resume.draws > 99:
         raise TypeError("sweep options")
     return resume

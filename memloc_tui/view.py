@@ -96,6 +96,7 @@ class View:
     overlay_says: str = ""  # what they are, or why there are none
     reference: Reference = "true"  # what a perturbation of this paragraph is matched against
     ablated: Heads = ()
+    edits: str = ""  # names of the edits in the weights
     asking: bool = False
     error: str = ""
     ranks: tuple[int, ...] = field(default=(), repr=False)  # [p] rarity: 1 = the rarest of the prefix

@@ -95,3 +95,4 @@ def result(lm: Any, request: Any) -> Any:
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's released paragraphs are not here")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["MEMLOC_CONFIG"] = os.devnull  # not the person's own

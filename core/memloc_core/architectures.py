@@ -78,16 +78,51 @@ _LLAMA = Family(
     mlp_in=("mlp.gate_proj", "mlp.up_proj"),
     mlp_out="mlp.down_proj",
 )
-# By `config.model_type`. A new family is one row here and one line in tests/unit/test_architectures.py.
+_PHI = Family(
+    blocks="model.layers",
+    attention="self_attn",
+    qkv=_LLAMA.qkv,
+    out="self_attn.dense",
+    mlp_in=("mlp.fc1",),
+    mlp_out="mlp.fc2",
+)
+_STARCODER2 = Family(
+    blocks="model.layers",
+    attention="self_attn",
+    qkv=_LLAMA.qkv,
+    out="self_attn.o_proj",
+    mlp_in=("mlp.c_fc",),
+    mlp_out="mlp.c_proj",
+)
+_GPTJ = Family(
+    blocks="transformer.h",
+    attention="attn",
+    qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    out="attn.out_proj",
+    mlp_in=("mlp.fc_in",),
+    mlp_out="mlp.fc_out",
+)
+# By `config.model_type`. A new family is one row here and one line in tests/unit/families.py.
 FAMILIES: dict[str, Family] = {
     "gpt_neo": _GPT_NEO,
     "gpt2": _GPT2,
     "gpt_neox": _GPT_NEOX,
+    "gptj": _GPTJ,
+    "phi": _PHI,
+    "starcoder2": _STARCODER2,
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "olmo": _LLAMA,
     "olmo2": _LLAMA,
+    "olmo3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "granite": _LLAMA,
+    "cohere": _LLAMA,
+    "smollm3": _LLAMA,
 }
 
 

@@ -1,7 +1,8 @@
 """One codec, on the wire and on disk: safetensors bytes whose metadata holds the rest as JSON. No pickle.
 
 `encode` turns any dataclass of `requests` into bytes, `decode` turns them back, and either refuses what it does not
-know. Arrays become tensors, tuples become JSON lists and come back as tuples.
+know. Arrays become tensors named by their place (`result.edit.indices`), so that the bytes read well without this file
+too; tuples become JSON lists and come back as tuples.
 """
 
 from __future__ import annotations
@@ -62,7 +63,13 @@ def canonical(request: requests.Request) -> str:
 
 
 def cache_key(request: requests.Request, identity: str, edit: str = "") -> str:
-    """sha256 hex of the request, its result's schema version, the model's identity and the active edit."""
+    """sha256 hex of the request, its result's schema version, the model's identity and the active edits.
+
+    `Edited` is such an edit: it changes no other part of the key, and with no edits none at all.
+    """
+    if isinstance(request, requests.Edited):
+        edit = "\n".join(map(str, (*([edit] if edit else []), *request.edits)))
+        request = request.request
     text = "\n".join((canonical(request), str(request.version), identity, edit))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -96,20 +103,23 @@ def _json(value: Any, arrays: dict[str, np.ndarray[Any, Any]], *, sort_keys: boo
         raise CodecError(f"A {type(value).__name__} holds what cannot be written: {error}") from error
 
 
-def _plain(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+def _plain(value: Any, arrays: dict[str, np.ndarray[Any, Any]], place: str = "") -> Any:
+    """`place`: the field names and list positions that lead to the value, each with a dot behind it."""
     if isinstance(value, np.ndarray):
-        name = str(len(arrays))
+        name = place[:-1] or "array"
         arrays[name] = np.require(value, requirements="C")
         return {"$array": name}
     if type(value).__name__ in _TYPES and dataclasses.is_dataclass(value):
-        fields = {f.name: _plain(getattr(value, f.name), arrays) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: _plain(getattr(value, f.name), arrays, f"{place}{f.name}.") for f in dataclasses.fields(value)
+        }
         return {"$type": type(value).__name__, **fields}
     if isinstance(value, list | tuple):
         if not value or isinstance(value[0], int):
             return list(value)  # long runs of token ids: no look at each
-        return [_plain(v, arrays) for v in value]
-    if isinstance(value, dict):
-        return {"$dict": {k: _plain(v, arrays) for k, v in value.items()}}
+        return [_plain(v, arrays, f"{place}{i}.") for i, v in enumerate(value)]
+    if isinstance(value, dict):  # its keys may be any text, so their numbers stand in the place
+        return {"$dict": {k: _plain(v, arrays, f"{place}{i}.") for i, (k, v) in enumerate(value.items())}}
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise CodecError(f"{type(value).__name__} has no place in a request or a result.")

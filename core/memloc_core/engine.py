@@ -19,21 +19,30 @@ from memloc_core.requests import (
     ActivationPatching,
     Alternatives,
     Answer,
+    AssembleScan,
     Attention,
     AttentionPattern,
     AttributionPatching,
     Continue,
     ContrastGradients,
+    CountBlock,
+    DeviceNames,
     Edited,
+    EncodeText,
     EstimateRun,
     ExactMatch,
     ExportCheckpoint,
+    FindCorpus,
     HeadAblation,
+    ListDevices,
     MeasureRemains,
+    NearDuplicates,
     OpenModel,
     OpenParagraphs,
     ParameterGradients,
     Perturb,
+    PlanScan,
+    PrefixSignals,
     Progress,
     Provenance,
     RareTokens,
@@ -41,7 +50,10 @@ from memloc_core.requests import (
     ReadVocabulary,
     Request,
     Result,
+    ScanBlock,
+    ScoreWindows,
     Sweep,
+    TryRun,
     Unlearn,
 )
 
@@ -50,6 +62,7 @@ if TYPE_CHECKING:
 
 # A new analysis is one line here, one pair of dataclasses in `requests`, and one file in `analyses`.
 ANALYSES: dict[type[Request], str] = {
+    NearDuplicates: "near_duplicates:run",
     ExactMatch: "exact_match:run",
     Continue: "continuation:run",
     Alternatives: "continuation:run_alternatives",
@@ -68,9 +81,21 @@ ANALYSES: dict[type[Request], str] = {
     RareTokens: "rare_tokens:run",
     Edited: "editing:run",
     Unlearn: "unlearning:run",
+    TryRun: "trial:run",
     EstimateRun: "unlearning:run_estimate",
     MeasureRemains: "remains:run",
     ExportCheckpoint: "editing:run_export",
+    PrefixSignals: "prefix_signals:run",
+    ScanBlock: "scanning:run",
+    ScoreWindows: "scanning:run_scores",
+}
+
+# What needs no model, and is answered before one is open.
+OF_SCANS: dict[type[Request], str] = {
+    FindCorpus: "plan:find",
+    PlanScan: "plan:run",
+    CountBlock: "repetitions:run",
+    AssembleScan: "assemble:run",
 }
 
 Steps = Generator[Progress, None, Result]
@@ -105,7 +130,8 @@ class Engine:
                 progress = next(work)
             except StopIteration as stop:
                 seconds = time.perf_counter() - started - waited
-                return Answer(request, stop.value, self._provenance(seconds, notices_before))
+                edits = request.edits if isinstance(request, Edited) else ()
+                return Answer(request, stop.value, self._provenance(seconds, notices_before, ",".join(edits)))
             paused = time.perf_counter()  # what is served between two steps is not this request's time
             try:
                 yield progress
@@ -115,8 +141,14 @@ class Engine:
     def _start(self, request: Request) -> Steps:
         if isinstance(request, OpenModel):
             return self._open_model(request)
-        if isinstance(request, ReadVocabulary | OpenParagraphs):
+        if isinstance(request, ReadVocabulary | OpenParagraphs | EncodeText):
             return _read(request)
+        if isinstance(request, ListDevices):
+            return _list_devices()
+        if type(request) in OF_SCANS:
+            module, function = OF_SCANS[type(request)].split(":")
+            steps: Steps = getattr(importlib.import_module(f"memloc_core.scan.{module}"), function)(request)
+            return steps
         if type(request) not in ANALYSES:
             raise UsageError(f"{type(request).__name__} is no request.")
         if self.lm is None:
@@ -132,7 +164,7 @@ class Engine:
         self.lm = language_model.load(request)
         return self.lm.info
 
-    def _provenance(self, seconds: float, notices_before: int) -> Provenance:
+    def _provenance(self, seconds: float, notices_before: int, edit: str) -> Provenance:
         versions = {"memloc-tui": __version__}
         if self.lm is None:
             return Provenance("", "", "", "", "", "", seconds, versions)
@@ -143,17 +175,25 @@ class Engine:
         versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
         notices = tuple(self.lm.notices[notices_before:])
         return Provenance(
-            info.name, info.fingerprint, "", info.dtype, info.device, info.attention, seconds, versions, notices
+            info.name, info.fingerprint, edit, info.dtype, info.device, info.attention, seconds, versions, notices
         )
 
 
-def _read(request: ReadVocabulary | OpenParagraphs) -> Steps:
+def _read(request: ReadVocabulary | OpenParagraphs | EncodeText) -> Steps:
     yield Progress(0, 1, "files")
     if isinstance(request, OpenParagraphs):
         from memloc_core.paragraphs import open_paragraphs
 
         return open_paragraphs(request)
     from memloc_core.sources import model_folder
-    from memloc_core.tokenizers import read_vocabulary
+    from memloc_core.tokenizers import encode_text, read_vocabulary
 
-    return read_vocabulary(model_folder(request.model))
+    folder = model_folder(request.model, request.revision)
+    return encode_text(folder, request.text) if isinstance(request, EncodeText) else read_vocabulary(folder)
+
+
+def _list_devices() -> Steps:
+    yield Progress(0, 1, "devices")
+    import torch
+
+    return DeviceNames(tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) or ("cpu",))

@@ -23,6 +23,8 @@ class Kind(enum.IntEnum):
     PROGRESS = 3  # from the engine: a Progress
     ANSWER = 4  # from the engine: an Answer; the last frame of its id
     FAILURE = 5  # from the engine: {"error": class name, "message": text}; the last frame of its id
+    PAUSE = 6  # to the engine: take no further step of the request of that id
+    RESUME = 7  # to the engine: go on with it
 
 
 class FrameError(MemlocError):

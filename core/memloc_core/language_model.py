@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memloc_core import architectures, sources
+from memloc_core import architectures, memory, sources
 from memloc_core.errors import Cancelled, MemlocError, UsageError
 from memloc_core.requests import ModelInfo, OpenModel, Tokens
 from memloc_core.tokenizers import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOGITS_AT_ONCE = 16_000_000  # elements of the largest logits tensor, 64 MB in fp32
+_ROW = 100  # tokens of the row that must fit beside the weights
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
@@ -86,6 +88,7 @@ class LanguageModel:
         self.device = model.device
         self.cancelled = threading.Event()
         self.notices: list[str] = []
+        self.edits: tuple[str, ...] = ()  # fingerprints of what `weight_edits` has in the weights now, in their order
         config = model.config.get_text_config()
         bos = getattr(config, "bos_token_id", None)
         self.bos: int | None = bos if isinstance(bos, int) and 0 <= bos < info.vocabulary else None
@@ -151,14 +154,18 @@ class LanguageModel:
         return F.cross_entropy(self.logits(hidden).mT, targets, reduction="none")
 
     def greedy(self, prompts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Greedy tokens [n, length] after prompts [n, t], and their probabilities; end-of-text is a token like any."""
-        cache, ids = self.new_cache(), prompts
+        """Greedy tokens [n, length] after prompts [n, t], and their probabilities; end-of-text is a token like any.
+
+        A model whose keys and values cannot be reused reads the whole text again for every token.
+        """
+        cache, ids = self.new_cache() if self.reuses_prefix else None, prompts.to(self.device)
         tokens, probabilities = [], []
         for _ in range(length):
             logits = self.logits(self.hidden(ids, cache)[:, -1])
-            ids = logits.argmax(-1, keepdim=True)
-            tokens.append(ids)
-            probabilities.append((logits.gather(-1, ids) - logits.logsumexp(-1, keepdim=True)).exp())
+            token = logits.argmax(-1, keepdim=True)
+            ids = torch.cat([ids, token], -1) if cache is None else token
+            tokens.append(token)
+            probabilities.append((logits.gather(-1, token) - logits.logsumexp(-1, keepdim=True)).exp())
         return torch.cat(tokens, -1).cpu(), torch.cat(probabilities, -1).cpu()
 
     def new_cache(self) -> Any:
@@ -212,17 +219,8 @@ class LanguageModel:
     # --------------------------------------------------------------------------------------------------- rows at once
 
     def row_bytes(self, length: int, *, backward: bool = False) -> int:
-        """What one row of `length` tokens takes in a forward pass, or a forward and backward pass, by estimate.
-
-        Counted per token: a block's inner activations (about 16 widths), and keys and values of every layer. What is
-        kept for the backward pass is about 24 widths and 3 attention patterns in every layer, and the logits of half
-        the row three times over.
-        """
-        info = self.info
-        size: int = next(self.model.parameters()).element_size()
-        widths, patterns = (16 + 24 * info.layers, 3 * info.layers) if backward else (16 + 2 * info.layers, 2)
-        logits = 6 * length * info.vocabulary if backward else 0
-        return length * size * info.width * widths + length * length * info.heads * 4 * patterns + logits
+        """What one row of `length` tokens takes in a forward pass, or a forward and backward pass, by estimate."""
+        return memory.row_bytes(self.info, length, next(self.model.parameters()).element_size(), backward=backward)
 
     def rows_at_once(self, length: int, *, backward: bool = False) -> int:
         """How many rows of `length` tokens one pass may take: a tenth of the free memory, at least one."""
@@ -231,7 +229,7 @@ class LanguageModel:
             free = torch.cuda.mem_get_info(self.device)[0]
             most = 4096
         else:
-            free = free_memory()
+            free = memory.free_memory()
             most = 64  # larger batches leave the processor's caches and gain nothing
         return max(1, min(most, int(free * 0.1) // row))
 
@@ -345,20 +343,23 @@ class LanguageModel:
 def load(request: OpenModel) -> LanguageModel:
     """Load a model from local files only. Raises UsageError or MemlocError, saying which file and what is wrong.
 
-    Refused: remote code, pickles that are more than plain weights, missing, misshapen or non-finite weights.
+    Refused: remote code, pickles that are more than plain weights, missing, misshapen or non-finite weights, and what
+    cannot fit into memory, before it is read.
     """
-    folder = sources.model_folder(request.model)
+    folder = sources.model_folder(request.model, request.revision)
     device = _device(request.device)
     if request.dtype != "auto" and request.dtype not in DTYPES:
         raise UsageError(f"--dtype {request.dtype!r} is none of auto, {', '.join(DTYPES)}.")
     # A half-precision file would otherwise load as half, and exact match hangs on small margins.
     dtype = DTYPES.get(request.dtype, torch.float32)
+    _refuse_unless_it_fits(folder, request.model, dtype, device)
     model, attention = _from_pretrained(folder, request.model, dtype)
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise MemlocError(f"{folder}: the weights {name} hold NaN or infinite values; the file is damaged.")
     model.eval().requires_grad_(False)
     config = model.config.get_text_config()
+    shape = _shape(config)
     fingerprint = weight_fingerprint(model)
     kind = str(dtype).removeprefix("torch.")
     settings = _settings_of(config)
@@ -370,7 +371,7 @@ def load(request: OpenModel) -> LanguageModel:
             f"{request.model} does not fit on {device}: try --dtype bfloat16, another --device, or a smaller model."
         ) from None
     info = ModelInfo(
-        name="demo" if request.model == sources.DEMO else Path(request.model).name,
+        name=_name(request),
         folder=str(folder),
         architecture=type(model).__name__,
         fingerprint=fingerprint,
@@ -378,14 +379,58 @@ def load(request: OpenModel) -> LanguageModel:
         dtype=kind,
         device=str(device),
         attention=attention,
-        layers=int(getattr(config, "num_hidden_layers", 0)),
-        heads=int(getattr(config, "num_attention_heads", 0)),
-        width=int(getattr(config, "hidden_size", 0)),
+        layers=shape.layers,
+        heads=shape.heads,
+        width=shape.width,
         parameters=sum(p.numel() for p in model.parameters()),
-        vocabulary=int(config.vocab_size),
+        vocabulary=shape.vocabulary,
         positions=int(getattr(config, "max_position_embeddings", 0) or 0),
     )
     return LanguageModel(model, info)
+
+
+def _name(request: OpenModel) -> str:
+    """How the model is called: the last part of its folder or name, and the revision where one was asked for."""
+    if request.model == sources.DEMO:
+        return sources.DEMO
+    return Path(request.model).name + (f"@{request.revision}" if request.revision else "")
+
+
+def _shape(config: Any) -> SimpleNamespace:
+    """The sizes that every causal model has (a state space model has no heads), by config.json."""
+    names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "width": "hidden_size"}
+    sizes = {ours: int(getattr(config, theirs, 0) or 0) for ours, theirs in names.items()}
+    return SimpleNamespace(**sizes, vocabulary=int(config.vocab_size))
+
+
+def _refuse_unless_it_fits(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise MemlocError, with the numbers, where the weights and one row's activations cannot fit."""
+    weights = memory.weights_of(folder)
+    if weights is None:
+        return
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        shape = _shape(config.get_text_config())
+        row = memory.row_bytes(shape, _ROW, dtype.itemsize) + min(4 * _ROW * shape.vocabulary, 4 * _LOGITS_AT_ONCE)
+    except Exception:  # whatever is wrong with config.json, the loader says it
+        row = 0
+    kept = weights.numbers * dtype.itemsize
+    loading = memory.while_loading(weights, dtype.itemsize)
+    needs = [("this machine's memory", loading if device.type != "cpu" else max(loading, kept + row))]
+    free = [memory.free_memory()]
+    if device.type == "cuda":
+        needs.append((str(device), kept + row))
+        free.append(torch.cuda.mem_get_info(device)[0])
+    for (place, need), left in zip(needs, free, strict=True):
+        if need > left:
+            smaller = "--dtype bfloat16, " if dtype is torch.float32 else ""
+            raise MemlocError(
+                f"{name} does not fit into {place}: it takes {need / 1e9:,.2f} GB ({kept / 1e9:,.2f} GB are "
+                f"{weights.numbers:,} weights in {str(dtype).removeprefix('torch.')}) and {left / 1e9:,.2f} GB are "
+                f"free. Try {smaller}another machine or a smaller model."
+            )
 
 
 def _settings_of(config: Any) -> str:
@@ -455,12 +500,12 @@ def _device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UsageError(f"--device {wanted!r} is no device; give auto, cpu or cuda:0.") from None
+        raise UsageError(f"--device {wanted!r} is no device; give auto, cpu, cuda:0 or mps.") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UsageError(f"--device {wanted}: this machine shows {found} CUDA device{'s' * (found != 1)}.")
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise UsageError(f"--device {wanted}: not available on this machine; give auto, cpu or cuda:0.")
+        raise UsageError(f"--device {wanted}: not available on this machine; give auto, cpu, cuda:0 or mps.")
     return device
 
 
@@ -472,14 +517,3 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks: the longest list of modules in the model."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len, default=[]))
-
-
-def free_memory() -> int:
-    """Bytes that the machine can still give (Linux: MemAvailable; elsewhere a careful 4 GiB)."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30

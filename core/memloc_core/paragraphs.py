@@ -31,10 +31,11 @@ def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
     """
     if request.prefix_length < 1 or request.continuation_length < 1:
         raise UsageError("Prefix and continuation need at least one token each.")
-    path = sources.paragraph_file(request.source)
-    folder = sources.model_folder(request.model)
+    files = sources.paragraph_files(request.source)
+    path = files[0]
+    folder = sources.model_folder(request.model, request.revision)
     length = request.prefix_length + request.continuation_length
-    rows = read_rows(path, lambda: load_tokenizer(folder))
+    rows = read_rows(files, lambda: load_tokenizer(folder), request.prefix_length)
     kept = [i for i, row in enumerate(rows.tokens) if len(row) >= length]
     notices = []
     if left_out := len(rows.tokens) - len(kept):

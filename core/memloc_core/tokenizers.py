@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from memloc_core.errors import MemlocError
-from memloc_core.requests import Vocabulary
+from memloc_core.errors import MemlocError, UsageError
+from memloc_core.requests import EncodedText, Vocabulary
 
 _LARGEST_VOCABULARY = 10_000_000  # what a config.json may make us reserve room for
 
@@ -41,6 +41,18 @@ def load_tokenizer(folder: Path) -> Any | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MemlocError(f"The tokenizer in {folder} cannot be read: {reason}") from error
     return None
+
+
+def encode_text(folder: Path, text: str) -> EncodedText:
+    """The ids of a text. Raises MemlocError where the folder holds no tokenizer, UsageError for broken Unicode."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise MemlocError(f"{folder} holds no tokenizer, so text cannot be turned into its tokens.")
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    except (TypeError, UnicodeError):
+        raise UsageError("The text is no valid Unicode.") from None
+    return EncodedText(np.array(ids, np.int64))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

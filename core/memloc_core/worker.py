@@ -36,15 +36,17 @@ class Job:
     number: int  # order of arrival
     id: int
     request: Request
+    paused: bool = False
     steps: Generator[Progress, None, Answer[Any]] | None = None
     last_progress: float = 0.0
+    last_partial: float = 0.0
 
 
 class Worker:
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
         self._source, self._sink = source, sink
         self._engine = Engine()
-        self._inbox: queue.Queue[tuple[int, Request | None]] = queue.Queue()  # None: cancelled
+        self._inbox: queue.Queue[tuple[int, Request | bool | None]] = queue.Queue()  # paused? None: cancelled
         self._lock = threading.Lock()  # of the sink, and of which job is running
         self._running = 0
 
@@ -54,9 +56,12 @@ class Worker:
         jobs: list[Job] = []
         arrived = 0
         while True:
-            while not jobs or not self._inbox.empty():
+            while all(job.paused for job in jobs) or not self._inbox.empty():
                 id_, request = self._inbox.get()
-                if request is None:
+                if isinstance(request, bool):
+                    for job in jobs:
+                        job.paused = request if job.id == id_ else job.paused
+                elif request is None:
                     for job in [job for job in jobs if job.id == id_]:
                         jobs.remove(job)
                         if job.steps is not None:
@@ -66,7 +71,7 @@ class Worker:
                 else:
                     arrived += 1
                     jobs.append(Job(arrived, id_, request))
-            job = min(jobs, key=self._order)
+            job = min((job for job in jobs if not job.paused), key=self._order)
             if not self._step(job):
                 jobs.remove(job)
 
@@ -90,8 +95,11 @@ class Worker:
                 self._send(Kind.ANSWER, job.id, codec.encode(stop.value))
                 return False
             now = time.monotonic()
-            if now - job.last_progress >= _PROGRESS_SECONDS:
+            # What is known so far has a clock of its own, or the small steps before it would always hold it back.
+            partial = progress.partial is not None
+            if now - (job.last_partial if partial else job.last_progress) >= _PROGRESS_SECONDS:
                 job.last_progress = now
+                job.last_partial = now if partial else job.last_partial
                 self._send(Kind.PROGRESS, job.id, codec.encode(progress))
             return True
         except MemlocError as error:  # also for a result that no frame can hold
@@ -126,6 +134,8 @@ class Worker:
                     self._asked(id_, body)
                 elif kind is Kind.CANCEL:
                     self._cancel(id_)
+                elif kind in (Kind.PAUSE, Kind.RESUME):
+                    self._inbox.put((id_, kind is Kind.PAUSE))
         except frames.FrameError as error:  # a broken peer: nothing that follows can be trusted
             print(f"memloc engine: {error}", file=sys.stderr)
         except BaseException:

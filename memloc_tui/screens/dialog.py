@@ -21,6 +21,5 @@ class Dialog(ModalScreen[T]):
         &.-wide { width: 92; }
         &.-tall { width: 100; height: 90%; }
     }
-    Dialog #kinds { height: 3; }
     Dialog #options { height: 5; }
     """

@@ -30,14 +30,19 @@ if TYPE_CHECKING:
     from memloc_tui.app import MemlocApp
     from memloc_tui.screens.asking import Asking
     from memloc_tui.screens.choosing import Choosing
+    from memloc_tui.screens.finding import Finds
     from memloc_tui.screens.listing import Listing
     from memloc_tui.screens.locating import Locating
     from memloc_tui.screens.study import Study
     from memloc_tui.screens.sweeping import Sweeping
+    from memloc_tui.screens.touring import Touring
+    from memloc_tui.screens.unlearning import Editing
     from memloc_tui.view import Overlay, Replacements
     from memloc_tui.widgets.chooser import Chooser
+    from memloc_tui.widgets.findings_panel import FindingsPanel
     from memloc_tui.widgets.local_panel import LocalPanel
     from memloc_tui.widgets.perturb_panel import PerturbPanel
+    from memloc_tui.widgets.unlearn_panel import UnlearnPanel
 
 REFERENCES = {
     "auto": "the true text, but the model's own for non-memorized paragraphs",
@@ -58,7 +63,13 @@ class Explorer(Screen[None]):
     VERTICAL_BREAKPOINTS = [(0, "-low"), (16, "-high")]
     BINDINGS = [
         binding("slash", "filter", "filter", "filter", "Filter the paragraphs", key_display="/"),
-        binding("s", "sort", "sort", "sort", "Sort by the next: EM, NLL, margin, count, genre, file"),
+        binding(
+            "s",
+            "sort",
+            "sort",
+            "sort",
+            "Sort by the next: EM, NLL, margin, count, told by the prefix, genre, file",
+        ),
         binding("S", "reverse", "reverse", "reverse", "Reverse the sort", key_display="S"),
         binding("p", "paragraphs", "list", "paragraphs", "Go to the paragraph list (or open it over the panes)"),
         binding("left_square_bracket", "walk(-1)", "before", "before", "The paragraph before", key_display="["),
@@ -67,6 +78,10 @@ class Explorer(Screen[None]):
         binding("2", "pane('prefix')", "prefix", "pane2", "Focus the prefix"),
         binding("3", "pane('continuation')", "continuation", "pane3", "Focus the continuation"),
         *(binding(p.key, f"panel('{p.name}')", p.title, f"panel_{p.name}", f"Open the {p.title} tab") for p in PANELS),
+        binding("x", "unlearn", "unlearn", "unlearn", "Unlearn the paragraph on screen, or the marked ones"),
+        binding("m", "mark", "mark", "mark", "Mark this paragraph to be changed with others, or unmark it"),
+        binding("M", "unmark", "unmark", "unmark", "Unmark all paragraphs", key_display="M"),
+        binding("E", "flip", "edited", "flip", "Show the edited weights everywhere, or the original", key_display="E"),
         binding("w", "sweep", "sweep", "sweep", "Sweep: replace each prefix token in turn"),
         binding("W", "sweep_options", "options", "sweep_options", "Sweep options", key_display="W"),
         binding("o", "overlay", "overlay", "overlay", "Next overlay: none, EM drop, rarity, attention, gradient"),
@@ -78,6 +93,8 @@ class Explorer(Screen[None]):
         binding("y", "copy", "copy", "copy", "Copy the paragraph's text"),
         binding("Y", "copy_token", "copy token", "copy_token", "Copy the token under the cursor", key_display="Y"),
         binding("e", "export", "export", "export", "Export this view: JSON, CSV, SVG"),
+        binding("full_stop", "tour(1)", "next", "tour_next", "Tour: the next step", key_display=".", show=False),
+        binding("comma", "tour(-1)", "back", "tour_back", "Tour: the step before", key_display=",", show=False),
         binding("escape", "back", "back", "back", "Back out one level; stops a running job"),
     ]
     WITHOUT_DATA = frozenset(("again", "back", "pane", "paragraphs"))  # actions that mean something before any data
@@ -93,6 +110,9 @@ class Explorer(Screen[None]):
         self.sweeping: Sweeping
         self.choosing: Choosing
         self.locating: Locating
+        self.editing: Editing
+        self.finds: Finds
+        self.touring: Touring
 
     @property
     def memloc(self) -> MemlocApp:
@@ -125,6 +145,10 @@ class Explorer(Screen[None]):
         self.continuation.title("3 Continuation")
         self.name_tabs()
 
+    def on_unmount(self) -> None:
+        if self.study is not None:
+            self.editing.leave()
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Before the paragraphs are there, a key that needs them does nothing."""
         if action in ACTIONS and action not in self.WITHOUT_DATA:
@@ -137,8 +161,11 @@ class Explorer(Screen[None]):
         """After the first frame: the parts that hold data."""
         from memloc_tui.screens.asking import Asking
         from memloc_tui.screens.choosing import Choosing
+        from memloc_tui.screens.finding import Finds
         from memloc_tui.screens.locating import Locating
         from memloc_tui.screens.sweeping import Sweeping
+        from memloc_tui.screens.touring import Touring
+        from memloc_tui.screens.unlearning import Editing
         from memloc_tui.widgets.chooser import Chooser
 
         chooser = Chooser(id="chooser")
@@ -148,7 +175,10 @@ class Explorer(Screen[None]):
         await self.mount(OneLine("Enlarge the terminal (needs 60x16).", id="enlarge", markup=False))
         self.name_tabs()
         self.asking, self.sweeping, self.choosing = Asking(self), Sweeping(self), Choosing(self, chooser)
-        self.locating = Locating(self)
+        self.locating, self.editing, self.finds = Locating(self), Editing(self), Finds(self)
+        self.touring = Touring(self)
+        if self.memloc.wants_tour:
+            await self.touring.begin()
 
     def part(self, part: str) -> None:
         """The session has opened `part`: "vocabulary", "paragraphs" or "model" (again, if the cache was wrong)."""
@@ -158,6 +188,8 @@ class Explorer(Screen[None]):
         if session.model is not None:
             model = session.model
             self.top.show_model(visible(f"{model.name} · {model.device} · {model.dtype}"))
+            if part == "model":
+                self.editing.opened()
         if session.vocabulary is None or session.paragraphs is None:
             return
         from memloc_tui.catalogue import Catalogue
@@ -171,6 +203,7 @@ class Explorer(Screen[None]):
             self._start(Catalogue(session.paragraphs, session.vocabulary), identity)
         else:
             return
+        self.editing.started(self.study)
         if identity:
             self.locating.begin()
             self.listing.scan()
@@ -312,6 +345,18 @@ class Explorer(Screen[None]):
     def on_local_panel_changed(self, message: LocalPanel.Changed) -> None:
         self.draw()
 
+    def on_findings_panel_test(self, message: FindingsPanel.Test) -> None:
+        self.finds.start(message.overview)
+
+    def on_findings_panel_open_claim(self, message: FindingsPanel.OpenClaim) -> None:
+        self.finds.open_claim(message.finding)
+
+    def on_findings_panel_open_row(self, message: FindingsPanel.OpenRow) -> None:
+        self.finds.open_row(message.row)
+
+    def on_unlearn_panel_wants(self, message: UnlearnPanel.Wants) -> None:
+        self.editing.wanted(message)
+
     def on_filter_line_typed(self, message: Any) -> None:
         self.listing.typed(message.text)
 
@@ -374,6 +419,25 @@ class Explorer(Screen[None]):
         if self.study is not None:
             self.app.push_screen(SweepOptions(self.memloc.resume, self.study.catalogue.pieces), chosen)
 
+    def action_unlearn(self) -> None:
+        self.action_panel("unlearn")
+        cast("UnlearnPanel", self.panel).action_new()
+
+    def action_mark(self) -> None:
+        self.editing.mark_paragraph()
+
+    def action_unmark(self) -> None:
+        self.editing.unmark()
+
+    def action_flip(self) -> None:
+        self.editing.flip()
+
+    async def action_begin_tour(self) -> None:
+        await self.touring.begin()
+
+    def action_tour(self, by: int) -> None:
+        self.touring.step(by)
+
     def action_overlay(self) -> None:
         from memloc_tui.view import OVERLAYS
 
@@ -398,8 +462,10 @@ class Explorer(Screen[None]):
         if self.memloc.session is None or self.study is None or not self.study.identity:
             self.memloc.reopen()
         else:
+            self.listing.telling.again()
             self.listing.scan()
             self.locating.inquiry.again()
+            self.finds.again()
             self.study.answered = None
             self.asking.ask()
 
@@ -422,28 +488,36 @@ class Explorer(Screen[None]):
         from memloc_tui.screens.export import Export
 
         if self.study is not None:
-            answers = [*self.asking.answers(), *self.locating.inquiry.answers()]
-            self.app.push_screen(Export(self.study.view(), self.study.catalogue, answers))
+            self.app.push_screen(Export(self))
 
     def action_back(self) -> None:
         """One level: the chooser, the drawer, a running job, then the focus."""
         if self.study is not None and self.study.trying is not None:
             self.choosing.done(keep=False)
-        elif not self._close_drawer() and self.busy:
+        elif self._close_drawer():
+            self.set_focus(self.prefix)
+        elif self._tab == "unlearn" and self.editing.stop():
+            pass  # it says itself what became of the run
+        elif self.busy:
             self.sweeping.stop()
             self.locating.inquiry.stop()
+            self.listing.telling.stop()
+            self.finds.stop()
         else:
             self.set_focus(self.prefix)
 
     @property
     def running(self) -> bool:
         """Whether a job of the person's is running: quitting asks first."""
-        return self.study is not None and (self.sweeping.running or self.locating.inquiry.long)
+        jobs = self.study is not None and (self.sweeping.running or self.locating.inquiry.long)
+        return jobs or (self.study is not None and (self.editing.running or self.finds.running))
 
     @property
     def busy(self) -> bool:
         """Whether anything runs that Esc stops."""
-        return self.study is not None and (self.sweeping.running or self.locating.inquiry.running)
+        return self.study is not None and (
+            self.sweeping.running or self.locating.inquiry.running or self.listing.telling.running or self.finds.running
+        )
 
     # ----------------------------------------------------------------------------------------------- panes and drawers
 
@@ -464,8 +538,11 @@ class Explorer(Screen[None]):
             original = self.prefix.text(self.study.view().prefix[position])
             bottom.border_title = Content(f"4 Choose a token for position {position}, {quoted(original)}")  # type: ignore[assignment]
             return
-        bottom.border_title = Content(" │ ").join(  # type: ignore[assignment]
-            Content.styled(f"{p.key} {p.title}", "bold" if p.name == self._tab else "dim") for p in PANELS
+        names = [f"{p.key} {p.title}" for p in PANELS]
+        between = " │ " if len(" │ ".join(names)) + 4 <= (bottom.size.width or self.size.width) else "│"
+        bottom.border_title = Content(between).join(  # type: ignore[assignment]
+            Content.styled(name, "bold" if p.name == self._tab else "dim")
+            for p, name in zip(PANELS, names, strict=True)
         )
 
     def show_tab(self, shown: bool = True) -> None:
@@ -473,6 +550,7 @@ class Explorer(Screen[None]):
         if not self.query(f"#panel-{self._tab}"):
             self.query_one("#bottom").mount(build_panel(self._tab))
         self.set_class(self._tab != PANELS[0].name, "-tall")
+        self.set_class(self._tab == "unlearn", "-taller")
         for p in PANELS:
             for widget in self.query(f"#panel-{p.name}"):
                 widget.display = shown and p.name == self._tab
@@ -513,6 +591,7 @@ class Explorer(Screen[None]):
             self._close_drawer()
         if self.current >= 0:
             self.listing.draw_head()
+        self.name_tabs()
         self.show_keys()
 
     def on_descendant_focus(self) -> None:
@@ -528,7 +607,12 @@ class Explorer(Screen[None]):
         if self.focused is self.list:
             keys = LIST_KEYS
         elif self.focused is not None and (own := panel_keys(self.focused)):
-            keys = [*GENERAL[:2], *own, ("o", "overlay", "screen.overlay"), ("a", "ablate", "screen.ablate")]
+            last_own = [("o", "overlay", "screen.overlay"), ("a", "ablate", "screen.ablate")]
+            keys = [*GENERAL[:2], *FLIP, *own] if self._tab == "unlearn" else [*GENERAL[:2], *own, *last_own]
+        if self.memloc.keys:
+            from memloc_tui.keys import relabelled
+
+            keys, last = relabelled(keys, self.memloc.keys), relabelled(last, self.memloc.keys)
         self.query_one(KeyLine).show_keys(keys, last)
 
     def action_panel_key(self, tab: str, binding_id: str) -> None:
@@ -556,6 +640,7 @@ def panel_keys(focused: Widget) -> list[Key]:
 
 
 ACTIONS = {b.action.partition("(")[0] for b in Explorer.BINDINGS if isinstance(b, Binding)}
+FLIP: list[Key] = [("E", "original/edited", "screen.flip")]
 QUIT: list[Key] = [("q", "quit", "app.leave")]
 GENERAL: list[Key] = [
     ("?", "help", "app.help"),
@@ -568,6 +653,7 @@ KEYS: list[Key] = [
     ("w", "sweep", "screen.sweep"),
     ("o", "overlay", "screen.overlay"),
     ("u", "undo", "screen.undo"),
+    ("x", "unlearn", "screen.unlearn"),
     ("W", "options", "screen.sweep_options"),
     ("y", "copy", "screen.copy"),
     ("e", "export", "screen.export"),
@@ -576,6 +662,7 @@ LIST_KEYS: list[Key] = [
     *GENERAL,
     ("s", "sort", "screen.sort"),
     ("S", "reverse", "screen.reverse"),
+    ("m", "mark", "screen.mark"),
     ("w", "sweep", "screen.sweep"),
     ("o", "overlay", "screen.overlay"),
     ("e", "export", "screen.export"),

@@ -11,16 +11,19 @@ from textual.content import Content
 from textual.widgets import Static
 
 from memloc_tui.catalogue import FILTER_HELP
+from memloc_tui.keys import rebound
 from memloc_tui.screens.confirm import Confirm
 from memloc_tui.screens.dialog import Dialog
 from memloc_tui.screens.explorer import Explorer
 from memloc_tui.screens.export import Export
 from memloc_tui.screens.sweep_options import SweepOptions
 from memloc_tui.widgets.chooser import Chooser
+from memloc_tui.widgets.curves import Curves
 from memloc_tui.widgets.filter_line import FilterLine
 from memloc_tui.widgets.heatmap import Heatmap
 from memloc_tui.widgets.panels import PANELS, panel_type
 from memloc_tui.widgets.row_list import RowList
+from memloc_tui.widgets.run_form import RunForm
 from memloc_tui.widgets.token_grid import TokenGrid
 
 
@@ -30,6 +33,8 @@ def sections(app_bindings: list[Binding]) -> list[tuple[str, list[Binding]]]:
         ("Explorer", Explorer),
         *((tab.title, panel_type(tab)) for tab in PANELS if "BINDINGS" in panel_type(tab).__dict__),
         ("Lists", RowList),
+        ("The form of a run", RunForm),
+        ("Curves", Curves),
         ("Maps", Heatmap),
         ("Tokens", TokenGrid),
         ("Choosing a token", Chooser),
@@ -77,10 +82,11 @@ class Help(Dialog[None]):
             yield Static(self._text())
 
     def _text(self) -> Content:
+        own = getattr(self.app, "keys", {})
         lines: list[Content] = []
         for title, bindings in sections(self.app_bindings):
             lines += [Content(""), Content.styled(title, "bold")]
-            lines += [Content.assemble((f"  {shown(b):<10} ", "bold"), b.tooltip) for b in bindings]
+            lines += [Content.assemble((f"  {shown(rebound(b, own)):<10} ", "bold"), b.tooltip) for b in bindings]
         lines += [Content(""), Content.styled("Filter terms (all must hold)", "bold")]
         lines += [Content.assemble((f"  {term}", "bold"), f"  {says}") for term, says in FILTER_HELP]
         lines += [
@@ -88,6 +94,7 @@ class Help(Dialog[None]):
             Content.styled("Signs", "bold"),
             Content("  █ solid: memorized or partly   ▒░ hatched: non-memorized (EM up to a fifth)   ·· not known yet"),
             Content("  * replacements of yours   [old⇒new] a replaced token   ✗ the model leaves the text"),
+            Content("  ◆ marked   ● a run's edit is on   ○ off   ▸ it goes on   ‖ it is paused   ! it failed"),
             Content(
                 "  ↵ newline   → tab   ⟨E2⟩ a byte of an unfinished character   ⟨U+202E⟩ a character never sent raw"
             ),

@@ -12,12 +12,14 @@ from textual.content import Content
 from memloc_core.errors import EngineDied, MemlocError
 from memloc_tui.catalogue import CHUNK, SORTS, STRATA, Catalogue, FilterError, Sort, Term, parse_filter
 from memloc_tui.glyphs import fit, visible
+from memloc_tui.screens.telling import Telling
 from memloc_tui.widgets.one_line import OneLine
 
 if TYPE_CHECKING:
     from memloc_tui.screens.explorer import Explorer
 
 RESORT_EVERY = 0.25  # seconds: rows that jump more often cannot be read
+TELL_AFTER = 0.8  # seconds in the order "told" before its signals are asked for
 SLICE = 0.01  # seconds of filtering between two looks at the keyboard
 
 
@@ -31,6 +33,7 @@ class Listing:
         self.resort_waits = False
         self.error = ""  # why the scores stopped coming
         self.wrong = ""  # why the filter means nothing
+        self.telling = Telling(explorer)
         resume = explorer.memloc.resume
         try:
             self.terms = parse_filter(resume.filter)
@@ -152,10 +155,26 @@ class Listing:
 
     def show_order(self) -> None:
         catalogue, resume, rows = self.catalogue, self.explorer.memloc.resume, self.explorer.list
+        self._tell(catalogue)
         order = catalogue.ordered(self.matching, cast(Sort, resume.sort), resume.reverse)
         if order != rows.order or rows.catalogue is not catalogue:
             rows.show_order(catalogue, order, self.explorer.current)
         self.draw_head()
+
+    def _tell(self, catalogue: Catalogue) -> None:
+        """In the order "told", have every row's probability; not for somebody who only passes by."""
+        tells, rows = self.explorer.memloc.resume.sort == "told", self.explorer.list
+        if tells != rows.tells:
+            rows.tells = tells
+            rows.refresh()
+
+        def begin() -> None:
+            if self.explorer.memloc.resume.sort == "told" and catalogue is self.catalogue:
+                self.telling.start(catalogue)
+                self.draw_head()
+
+        if tells:
+            self.explorer.set_timer(TELL_AFTER, begin)
 
     # ------------------------------------------------------------------------------------------------------- drawing
 
@@ -171,6 +190,8 @@ class Listing:
         text = f"sort {resume.sort} {'▴' if resume.reverse else '▾'}"
         if resume.filter:
             text += f"  /{visible(resume.filter)}"
+        if resume.sort == "told" and self.telling.says:
+            text += f"  {self.telling.says}"
         if self.error:
             text = f"EMs stopped: {self.error} r goes on"
         elif self.explorer.study is not None and self.explorer.study.identity and catalogue.known < total:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from memloc_tui import overlays
-from memloc_tui.figures import head_names
 from memloc_tui.inquiry import Inquiry
 from memloc_tui.samples import Samples
 from memloc_tui.scene import Head, Scene
@@ -28,6 +28,7 @@ class Locating:
         self._study: Study | None = None
         self._samples: Samples | None = None
         self._complete = False  # whether the samples were shown as complete
+        self._kept: WeakKeyDictionary[Study, tuple[Inquiry, Samples]] = WeakKeyDictionary()  # of studies put aside
 
     @property
     def _model(self) -> ModelInfo | None:
@@ -41,8 +42,9 @@ class Locating:
         assert model is not None
         if self._study is not study:
             self.inquiry.close()
-            self.inquiry = Inquiry(self.explorer, self.explorer.draw)
-            self._study, self._samples, self._complete = study, Samples(study.catalogue), False
+            if study not in self._kept:
+                self._kept[study] = Inquiry(self.explorer, self.explorer.draw), Samples(study.catalogue)
+            self._study, (self.inquiry, self._samples), self._complete = study, self._kept[study], False
 
         def exists(head: list[int]) -> bool:
             return 0 <= head[0] < model.layers and 0 <= head[1] < model.heads
@@ -58,7 +60,9 @@ class Locating:
         if study is None or model is None or self._study is not study or self._samples is None:
             return None
         head = (resume.head[0], resume.head[1])
-        return Scene(view, study.catalogue, model, self._samples, head, study.ablated, resume.switches)
+        runs = self.explorer.editing.seen() if resume.tab == "unlearn" else None
+        board = self.explorer.finds.seen() if resume.tab == "findings" else None
+        return Scene(view, study.catalogue, model, self._samples, head, study.ablated, resume.switches, runs, board)
 
     def scored(self) -> None:
         """More exact matches are known: the samples may exist now, or say how far they are."""
@@ -104,5 +108,4 @@ class Locating:
         self.explorer.asking.ask()
 
     def _show_ablation(self) -> None:
-        heads = tuple((layer, head) for layer, head in self.explorer.memloc.resume.ablated)
-        self.explorer.top.show_edits(f"ablated: {head_names(heads)}" if heads else "")
+        self.explorer.editing.show_top()

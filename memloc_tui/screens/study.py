@@ -42,6 +42,7 @@ class Study:
         self.current = -1
         self.work: dict[int, Work] = {}
         self.trying: Replacements | None = None  # while the chooser is open: what it tries
+        self.edits = ""  # names of the edits that all of this is asked with
         self.forget()
         self._ranks: tuple[int, tuple[int, ...], tuple[int, ...]] = (-1, (), ())
 
@@ -123,6 +124,7 @@ class Study:
             overlay=cast(Overlay, self.resume.overlay),
             reference=self.reference(self.current),
             ablated=self.ablated,
+            edits=self.edits,
             asking=self.asking,
             error=self.error,
             ranks=self._ranks[1],

@@ -62,6 +62,8 @@ class ContinuationPane(TokenGrid):
         if score is None:
             return "3 Continuation · asking the engine …" if view.asking else "3 Continuation"
         parts = ["3 Continuation" if score.against == "true" else "3 Continuation · vs own"]
+        if view.edits:
+            parts[0] += " · edited"
         if view.ablated:
             parts[0] += f" · without {head_names(view.ablated)}"
         if view.replacements or view.ablated:

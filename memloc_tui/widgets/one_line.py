@@ -25,7 +25,8 @@ class TopLine(OneLine):
     DEFAULT_CSS = "TopLine { height: 1; padding: 0 1; background: $foreground 7%; }"
 
     def on_mount(self) -> None:
-        self.model, self.engine, self.job, self.edits = "", "opening", "", ""
+        self.model, self.engine, self.job, self.run, self.edits, self.edits_short = "", "opening", "", "", "", ""
+        self.is_edited = False
         self._started = 0.0
 
     def on_resize(self) -> None:
@@ -39,9 +40,14 @@ class TopLine(OneLine):
         self.engine = text
         self.draw()
 
-    def show_edits(self, text: str) -> None:
-        """What differs from the model as it was loaded; empty: nothing does."""
-        self.edits = text
+    def show_edits(self, text: str, short: str = "", edited: bool = False) -> None:
+        """What differs from the model as it was loaded (`short` for where that is too long); empty: nothing does."""
+        self.edits, self.edits_short, self.is_edited = text, short or text, edited
+        self.draw()
+
+    def show_run(self, text: str) -> None:
+        """A run of unlearning, which goes on beside everything else; empty: none does."""
+        self.run = text
         self.draw()
 
     def show_job(self, name: str, done: int = 0, total: int = 0) -> None:
@@ -61,17 +67,21 @@ class TopLine(OneLine):
 
     def draw(self) -> None:
         left = f"memloc  {self.model}" if self.model else "memloc"
-        right = self.job or self.engine
+        right = self.job or self.run or self.engine
         room = self.content_size.width
         middle = self.edits or "edits: none"
         gap = room - cell_len(left) - cell_len(right)
-        if gap >= len(middle) + 6:
-            before = (gap - len(middle)) // 2
-            spaced = " " * before + middle + " " * (gap - before - len(middle))
+        if gap < cell_len(middle) + 6:
+            middle = self.edits_short
+        width = cell_len(middle)
+        if gap >= width + 2:
+            before = (gap - width) // 2
+            spaced = " " * before + middle + " " * (gap - before - width)
         else:
             spaced = " " * max(1, gap)
-        look = "bold $text-warning" if self.job else "$text-muted"
-        self.say(Content.assemble(("memloc", "bold"), left[6:], (spaced, "$text-muted"), (right, look)))
+        look = "bold $text-warning" if self.job or self.run else "$text-muted"
+        edits = "bold $text-warning" if self.is_edited else "$text-muted"
+        self.say(Content.assemble(("memloc", "bold"), left[6:], (spaced, edits), (right, look)))
 
 
 Key = tuple[str, str, str]  # the key as shown, what it does here, its action

@@ -38,6 +38,8 @@ PANELS = (
     Tab("attention", "Attention", "6", "attention_panel:AttentionPanel"),
     Tab("heads", "Heads", "7", "heads_panel:HeadsPanel"),
     Tab("patch", "Patch", "8", "patch_panel:PatchPanel"),
+    Tab("unlearn", "Unlearn", "9", "unlearn_panel:UnlearnPanel"),
+    Tab("findings", "Findings", "0", "findings_panel:FindingsPanel"),
 )
 
 

@@ -20,6 +20,7 @@ class ParagraphList(RowList):
 
     catalogue: Catalogue | None = None
     order: list[int] = []
+    tells = False  # whether each row says how likely its prefix alone makes it
 
     def show_order(self, catalogue: Catalogue, order: list[int], current: int) -> None:
         """Show these paragraphs; the cursor goes to `current`, or nowhere if it is not among them."""
@@ -61,9 +62,11 @@ class ParagraphList(RowList):
         marker = "▸" if index == self.cursor else " "
         changed = row in catalogue.perturbed
         return [
-            Segment(f"{marker}{visible(catalogue.paragraphs.ids[row])[:ID_WIDTH]:<{ID_WIDTH}} ", self.look("faint")),
+            Segment(f"{marker}{visible(catalogue.paragraphs.ids[row])[:ID_WIDTH]:<{ID_WIDTH}}", self.look("faint")),
+            Segment("◆" if row in catalogue.marked else " ", self.look("perturb")),
             Segment(f"{em if em >= 0 else '··':>2} ", self.look(look)),
             Segment(drawn, self.look(look)),
             Segment("*" if changed else " ", self.look("perturb")),
+            Segment(f"{told:.2f} " if (told := catalogue.told[row]) >= 0 else "···· ") if self.tells else Segment(""),
             Segment(catalogue.snippet(row)),
         ]

@@ -15,6 +15,7 @@ from memloc_core.requests import (
     Answer,
     Continuation,
     Continue,
+    Edited,
     ExactMatch,
     ExactMatches,
     ModelInfo,
@@ -99,6 +100,8 @@ class FakeSession:
         self.closed = 0
         self.margin = 0.5
         self.step = asyncio.Event()
+        self.edits: tuple[Any, ...] = ()
+        self.paused: list[bool] = []
         self.on_state: Callable[[str], None] = lambda state: None
         self.on_notice: Callable[[str], None] = lambda text: None
 
@@ -122,13 +125,32 @@ class FakeSession:
             vocabulary=V, positions=128,
         )  # fmt: skip
 
+    def set_edits(self, edits: Any) -> None:
+        self.edits = tuple(edits)
+
+    def pause(self, request: Request, paused: bool) -> bool:
+        self.paused.append(paused)
+        return True
+
+    def question(self, request: Request) -> Request:
+        """The request with the edits that are on."""
+        if isinstance(request, Edited):
+            return request if request.edits else request.request
+        on = tuple(edit.fingerprint for edit in self.edits if edit.on)
+        return Edited(request, on) if on else request
+
+    def keep(self, answer: Answer[Any]) -> None:
+        self.kept[self.question(answer.request)] = answer
+
     def peek(self, request: Request) -> Answer[Any] | None:
-        return self.kept.get(request)
+        return self.kept.get(self.question(request))
 
     async def ask(self, request: Request, on_progress: Callable[[Progress], None] | None = None) -> Answer[Any]:
-        if request in self.kept:
-            return self.kept[request]
-        self.asked.append(request)
+        question = self.question(request)
+        edits, request = (question.edits, question.request) if isinstance(question, Edited) else ((), question)
+        if question in self.kept:
+            return self.kept[question]
+        self.asked.append(question)
         try:
             if (event := self.hold.get(type(request))) is not None:
                 if type(request) in self.deaf:
@@ -146,13 +168,17 @@ class FakeSession:
             if isinstance(request, Sweep):
                 result: Any = await self._sweep(request, on_progress)
             else:
-                result = self.answer(request)
+                result = await self.compute(request, edits, on_progress)
         except asyncio.CancelledError:
             self.cancelled.append(request)
             raise
         answer = Answer(request, result, Provenance("fake", "f", "", "fp32", "cpu", "eager", 0.012))
-        self.kept[request] = answer
+        self.kept[question] = answer
         return answer
+
+    async def compute(self, request: Request, edits: tuple[str, ...], on_progress: Any) -> Any:
+        """What a subclass knows beyond `answer`."""
+        return self.answer(request)
 
     async def _sweep(self, request: Sweep, on_progress: Callable[[Progress], None] | None) -> SweepScores:
         full = self.sweep(request)

@@ -78,9 +78,11 @@ def test_sorts(catalogue: Catalogue, sort: str, reverse: bool) -> None:
         "NLL": lambda row: 2 - base_em(row) / 25,
         "margin": lambda row: 0,
         "count": lambda row: -(2 ** (row % 8)),
+        "told": lambda row: row % 7,
         "genre": lambda row: ("recipe", "letter", "notice")[row % 3],
         "file": lambda row: row,
     }[sort]
+    catalogue.told[:] = [1 - row % 7 / 10 for row in range(30)]
     order = catalogue.ordered(list(range(30)), sort, reverse)  # type: ignore[arg-type]
     keys = [natural(row) for row in order]
     assert sorted(order) == list(range(30))

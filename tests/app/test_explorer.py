@@ -404,7 +404,7 @@ async def test_sort_cycles_and_reverses(app: MemlocApp) -> None:
         current = app.explorer.current
         await pilot.press("s", "s", "s")  # NLL, margin, count
         assert app.explorer.list.order == sorted(range(30), key=lambda r: (-(2 ** (r % 8)), -base_em(r), r))
-        await pilot.press("s", "s", "S")  # genre, file; reversed
+        await pilot.press("s", "s", "s", "S")  # told, genre, file; reversed
         assert app.explorer.list.order == list(range(29, -1, -1))
         assert "file ▴" in shown(app, "#list-head")
         assert app.explorer.current == current
@@ -470,21 +470,20 @@ async def test_overlays_cycle_and_rarity_ranks_by_count(app: MemlocApp) -> None:
 async def test_export_writes_all_three_kinds_and_overwrites_nothing(app: MemlocApp, tmp_path: Path) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
-        await pilot.press("e", "c")
+        await pilot.press("e", "w")
         assert "no sweep" in notices(app)[-1]
         await pilot.press("escape", "w")
         await until(pilot, lambda: (view := app.explorer.study.work[app.explorer.current].sweep) and view.done)
-        for kind in "jcsj":
+        for kind in "jwsj":
             await pilot.press("e", kind)
             await pilot.pause(0.1)
         name = f"memloc-{make_paragraphs().ids[app.explorer.current]}"
-        assert {p.name for p in tmp_path.glob("memloc*")} == {f"{name}.{s}" for s in ("json", "csv", "svg")} | {
-            f"{name}-2.json"
-        }
+        written = {f"{name}.json", f"{name}-2.json", f"{name}-sweep.csv", f"{name}.svg"}
+        assert {p.name for p in tmp_path.glob("memloc*")} == written
         document = json.loads((tmp_path / f"{name}.json").read_text())
         assert document["score"]["em"] == 50
         assert {a["request"]["strategy"] for a in document["answers"] if "strategy" in a["request"]} == {"random"}
-        with (tmp_path / f"{name}.csv").open() as file:
+        with (tmp_path / f"{name}-sweep.csv").open() as file:
             table = list(csv.DictReader(file))
         assert [int(r["drop"]) for r in table] == [effect(i, 11 * i % len(PIECES)) for i in range(P)]
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")

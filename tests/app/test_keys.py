@@ -38,7 +38,7 @@ def test_a_key_means_one_thing_in_its_place() -> None:
 
 
 async def test_the_help_shows_every_key(app: MemlocApp) -> None:
-    async with app.run_test(size=(110, 150)) as pilot:
+    async with app.run_test(size=(110, 300)) as pilot:
         await opened(pilot)
         await pilot.press("question_mark")
         await pilot.pause()

@@ -42,7 +42,29 @@ _CONFIGS: dict[str, Any] = {
     # A head as wide as Qwen3's: four of them are wider than the model.
     "qwen3": lambda: transformers.Qwen3Config(**_LLAMA, num_key_value_heads=2, head_dim=10),
     "olmo2": lambda: transformers.Olmo2Config(**_LLAMA, num_key_value_heads=2),
-    # A family without an adapter.
+    "olmo": lambda: transformers.OlmoConfig(**_LLAMA, num_key_value_heads=2),
+    "olmo3": lambda: transformers.Olmo3Config(**_LLAMA, num_key_value_heads=2, sliding_window=5),
+    "gemma": lambda: transformers.GemmaConfig(**_LLAMA, num_key_value_heads=2, head_dim=10),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **_LLAMA, num_key_value_heads=2, head_dim=10, sliding_window=5, query_pre_attn_scalar=10
+    ),
+    "gemma3_text": lambda: transformers.Gemma3TextConfig(
+        **_LLAMA, num_key_value_heads=2, head_dim=10, sliding_window=5, query_pre_attn_scalar=10
+    ),
+    "granite": lambda: transformers.GraniteConfig(
+        **_LLAMA, num_key_value_heads=2, logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5
+    ),
+    "cohere": lambda: transformers.CohereConfig(**_LLAMA, num_key_value_heads=2, logit_scale=0.25),
+    "smollm3": lambda: transformers.SmolLM3Config(**_LLAMA, num_key_value_heads=2, no_rope_layer_interval=2),
+    "starcoder2": lambda: transformers.Starcoder2Config(**_LLAMA, num_key_value_heads=2, sliding_window=5),
+    "phi": lambda: transformers.PhiConfig(
+        **_LLAMA,
+        num_key_value_heads=2,
+        qk_layernorm=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000, "partial_rotary_factor": 0.34},
+    ),
+    "gptj": lambda: transformers.GPTJConfig(**_GPT, n_embd=24, n_layer=3, n_head=4, n_positions=64, rotary_dim=4),
+    # Families without an adapter.
     "opt": lambda: transformers.OPTConfig(
         **_GPT,
         hidden_size=24,
@@ -50,18 +72,31 @@ _CONFIGS: dict[str, Any] = {
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=64,
-        word_embed_proj_dim=24,
+        word_embed_proj_dim=12,
         pad_token_id=1,
     ),
+    "falcon": lambda: transformers.FalconConfig(
+        **_GPT, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, multi_query=True
+    ),
+    "mamba": lambda: transformers.MambaConfig(
+        **_GPT, hidden_size=24, num_hidden_layers=3, state_size=4, pad_token_id=0
+    ),
 }
-KNOWN = tuple(name for name in _CONFIGS if name != "opt")
+UNKNOWN = ("opt", "falcon", "mamba")
+ALL = tuple(name for name in _CONFIGS if name not in UNKNOWN)
+# Those that differ in kind; the others differ from one of them in norms, windows and scales alone.
+KNOWN = ("gpt_neo", "gpt2", "gpt_neox", "gptj", "phi", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2")
 
 
 @cache
 def tiny(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The tiny model of a family, made once."""
+    return held(family, _CONFIGS[family](), dtype)
+
+
+def held(family: str, config: Any, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """Weights five times the usual size, biases included: a random model's small ones hide a wrong split."""
     torch.manual_seed(0)
-    config = _CONFIGS[family]()
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -79,12 +114,12 @@ def tiny(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
         dtype=str(dtype).removeprefix("torch."),
         device="cpu",
         attention="eager",
-        layers=3,
-        heads=4,
-        width=24,
+        layers=config.num_hidden_layers,
+        heads=getattr(config, "num_attention_heads", 0),
+        width=config.hidden_size,
         parameters=0,
         vocabulary=VOCABULARY,
-        positions=64,
+        positions=getattr(config, "max_position_embeddings", 0) or 64,
     )
     return LanguageModel(model, info)
 

@@ -24,7 +24,7 @@ def test_a_frame_is_laid_out_as_the_module_says():
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 255), st.integers(0, 2**64 - 1))
 def test_any_header_is_a_frame_within_the_cap_or_refused(length, kind, id_):
-    within = 9 <= length <= FRAME_CAP + 9 and 1 <= kind <= 5
+    within = 9 <= length <= FRAME_CAP + 9 and 1 <= kind <= max(Kind)
     try:
         unpacked = unpack_header(struct.pack(">IBQ", length, kind, id_))
     except FrameError:
@@ -40,7 +40,7 @@ def test_an_impossible_length_is_refused(length):
         unpack_header(struct.pack(">IBQ", length, Kind.ANSWER, 1))
 
 
-@pytest.mark.parametrize("kind", [0, 6, 255])
+@pytest.mark.parametrize("kind", [0, max(Kind) + 1, 255])
 def test_an_unknown_kind_is_refused_and_named(kind):
     with pytest.raises(FrameError, match=f"kind {kind}"):
         unpack_header(struct.pack(">IBQ", 9, kind, 1))

@@ -168,6 +168,163 @@ def test_the_name_of_a_file_may_be_in_capitals_and_hold_no_utf_8(tmp_path, opene
     assert opened(file).tokens.tolist() == IDS
 
 
+# ------------------------------------------------------------------------------------------- several files, data sets
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Prefixes and suffixes in two files, as the LM extraction benchmark releases them."""
+    place = tmp_path / "benchmark"
+    place.mkdir()
+    np.save(place / "train_prefix.npy", np.array(IDS, np.uint16)[:, :8])
+    np.save(place / "train_suffix.npy", np.array(IDS, np.uint16)[:, 8:])
+    np.save(place / "train_preprefix.npy", np.array(IDS, np.uint16))
+    return place
+
+
+def test_prefixes_and_suffixes_in_two_files_or_their_folder(halves, opened):
+    pair = f"{halves / 'train_prefix.npy'}+{halves / 'train_suffix.npy'}"
+    for source in (pair, halves):
+        assert opened(source).tokens.tolist() == IDS
+    assert opened(halves, 5, 3).tokens.tolist() == [row[3:11] for row in IDS]  # what stands directly before the suffix
+
+
+def test_a_changed_suffix_is_another_state(halves):
+    from memloc_core import sources
+
+    before = sources.state(*sources.paragraph_files(str(halves)))
+    os.utime(halves / "train_suffix.npy", ns=(5, 5))
+    assert sources.state(*sources.paragraph_files(str(halves))) != before
+
+
+def test_halves_that_do_not_belong_together(halves, opened, tmp_path):
+    with pytest.raises(UsageError, match=r"prefixes of 8 tokens, fewer than the 9"):
+        opened(halves, 9, 3)
+    np.save(halves / "val_prefix.npy", np.zeros((2, 8), int))
+    np.save(halves / "val_suffix.npy", np.zeros((3, 4), int))
+    with pytest.raises(UsageError, match=r"2 pairs .*train_prefix\.npy\+train_suffix\.npy, val_prefix"):
+        opened(halves)
+    with pytest.raises(UsageError, match=r"2 prefixes and .* 3 suffixes"):
+        opened(f"{halves / 'val_prefix.npy'}+{halves / 'val_suffix.npy'}")
+    with pytest.raises(UsageError, match=r"no paragraph file .*gone\.npy"):
+        opened(f"{halves / 'val_prefix.npy'}+{halves / 'gone.npy'}")
+    with pytest.raises(UsageError, match="neither"):
+        opened(tmp_path)
+
+
+def test_a_plus_in_a_files_own_name_is_no_pair(tmp_path, opened):
+    np.save(tmp_path / "a.npy+b.npy", np.array(IDS))
+    assert opened(tmp_path / "a.npy+b.npy").tokens.tolist() == IDS
+
+
+def test_txt_holds_one_paragraph_a_line(tmp_path, opened, give_tokenizer):
+    give_tokenizer()
+    file = tmp_path / "rows.txt"
+    file.write_bytes(b"\xef\xbb\xbfabcdefghijkl\r\n\n  \nllkkjjiihhgg")
+    assert opened(file).tokens.tolist() == [list(range(12)), [11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6]]
+    file.write_bytes(b"abcdefghijkl\nabc\xffdefghijkl\n")
+    with pytest.raises(UsageError, match="line 2, is not UTF-8"):
+        opened(file)
+    file.write_bytes(b"\n \n")
+    with pytest.raises(UsageError, match="one on each line"):
+        opened(file)
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow(tmp_path, opened, kind):
+    import pyarrow as pa
+
+    table = pa.table({"input_ids": pa.array(IDS, pa.list_(pa.uint16())), "count": [4] * 5, "unrelated": [1.5] * 5})
+    with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(str(tmp_path / "rows.arrow"), table.schema) as out:
+        out.write_table(table)
+    found = opened(tmp_path / "rows.arrow")
+    assert found.tokens.tolist() == IDS
+    assert found.repetitions.tolist() == [4] * 5
+    whole = (tmp_path / "rows.arrow").read_bytes()
+    for length in (3, 40, len(whole) // 2):
+        (tmp_path / "rows.arrow").write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"rows\.arrow"):
+            opened(tmp_path / "rows.arrow")
+
+
+def test_a_data_set_saved_by_datasets(tmp_path, opened):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"tokens": IDS, "genre": list("abcde")})
+    rows.select([4, 2, 0]).save_to_disk(tmp_path / "saved", num_shards=2)
+    found = opened(tmp_path / "saved")
+    assert (found.tokens.tolist(), found.genre) == ([IDS[4], IDS[2], IDS[0]], ("e", "c", "a"))
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "one")
+    assert opened(tmp_path / "one").tokens.tolist() == IDS
+    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "two")
+    with pytest.raises(UsageError, match="the splits test, train; give one of them"):
+        opened(tmp_path / "two")
+    assert opened(tmp_path / "two" / "test").tokens.tolist() == [IDS[1]]
+
+
+@pytest.mark.parametrize("spoil", ["gone", "elsewhere", "nothing", "no json"])
+def test_a_saved_data_set_that_is_incomplete(tmp_path, opened, spoil):
+    import datasets
+
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict({"tokens": IDS}).save_to_disk(folder)
+    if spoil == "gone":
+        next(folder.glob("*.arrow")).unlink()
+    else:
+        said = {"elsewhere": '{"_data_files": [{"filename": "../x.arrow"}]}', "nothing": '{"_data_files": []}'}
+        (folder / "state.json").write_text(said.get(spoil, "{"))
+    with pytest.raises(UsageError, match=r"is missing|does not say which"):
+        opened(folder)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A data set in the local cache, prepared by `datasets` itself from files that then go away."""
+    import datasets
+
+    cache = tmp_path / "hf"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    file = write_table(tmp_path / "rows.parquet", {"tokens": IDS})
+    datasets.load_dataset(
+        "parquet", data_files={"train": str(file), "test": str(file)}, cache_dir=str(tmp_path / "made")
+    )
+    (made,) = (tmp_path / "made").glob("parquet/*/*/*/dataset_info.json")
+    place = cache / "somebody___rows" / "default" / "0.0.0" / "abc"
+    shutil.copytree(made.parent, place)
+    for arrow in place.glob("*.arrow"):
+        arrow.rename(place / arrow.name.replace("parquet-", "rows-"))
+    return place
+
+
+def test_a_hub_data_set_that_is_in_the_local_cache_opens_by_its_name(prepared, opened):
+    assert opened("somebody/rows:train").tokens.tolist() == IDS
+    assert opened("somebody/rows@default:test").tokens.tolist() == IDS
+    with pytest.raises(UsageError, match="the splits test, train; give one of them: somebody/rows:SPLIT"):
+        opened("somebody/rows")
+    (prepared / "rows-test.arrow").unlink()
+    assert opened("somebody/rows").tokens.tolist() == IDS
+    shutil.copytree(prepared.parents[1], prepared.parents[2] / "small")
+    prepared.parents[1].rename(prepared.parents[2] / "large")
+    with pytest.raises(UsageError, match="the configurations large, small; give one of them"):
+        opened("somebody/rows")
+    assert opened("somebody/rows@small").tokens.tolist() == IDS
+
+
+@pytest.mark.parametrize(
+    "name", ["somebody/else", "somebody/rows:validation", "somebody/rows@none", "some/../etc", "x"]
+)
+def test_a_hub_data_set_that_is_not_there_is_said_at_once_and_never_asked_of_the_network(prepared, opened, name):
+    import socket
+    import time
+
+    started = time.monotonic()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+        with pytest.raises(UsageError):
+            opened(name)
+    assert time.monotonic() - started < 2
+
+
 # ---------------------------------------------------------------------------------------------------- what is beside
 
 
@@ -438,6 +595,17 @@ def test_the_papers_paragraphs_open_and_read_as_its_table_says(gpt_neo, opened):
         said = [row["paragraph"] for row in csv.DictReader(file)]
     texts = {vocabulary.text(row) for row in found.tokens}
     assert sum(text in texts for text in said) >= 0.9 * len(said)
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "n"), [("50_50", 442), ("30_49", 141), ("11_29", 436)])
+def test_every_released_set_of_the_paper_opens_and_decodes(gpt_neo, opened, name, n):
+    from memloc_core.tokenizers import read_vocabulary
+
+    found = opened(SHARED / "paper" / f"{name}_preds.pt", 50, 50)
+    assert found.tokens.shape == (n, 100)
+    vocabulary = read_vocabulary(gpt_neo)
+    assert all(len(vocabulary.text(row)) > 50 for row in found.tokens)
 
 
 @needs_shared

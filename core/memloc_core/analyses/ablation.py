@@ -17,7 +17,7 @@ from memloc_core.architectures import Hook, Site
 from memloc_core.engine import ANALYSES, Steps, analysis
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel, PeakMemory
-from memloc_core.requests import Ablated, HeadAblation, HeadAblations, Progress
+from memloc_core.requests import Ablated, Edited, HeadAblation, HeadAblations, Progress
 
 if TYPE_CHECKING:
     from memloc_core.requests import Floats, Ints
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def run_ablated(lm: LanguageModel, request: Ablated) -> Steps:
     """The inner request's steps, each with the heads' outputs at zero; between two steps the model is whole."""
-    if type(request.request) not in ANALYSES:
+    if type(request.request) not in ANALYSES or isinstance(request.request, Edited):  # edits stand outermost
         raise UsageError(f"{type(request.request).__name__} runs no model; no head can be ablated in it.")
     steps = analysis(lm, request.request)
     try:

@@ -15,7 +15,8 @@ import torch
 from memloc_core import statistics
 from memloc_core.analyses.attention import attention_rows, entropy, query_position
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory, free_memory
+from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.memory import free_memory
 from memloc_core.requests import Progress, Rarity, RarityScores
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _SHUFFLES_A_STEP = 20
 
 def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityScores]:
     """One pass per paragraph, then the statistic, its null and its interval from the attention that was kept."""
+    lm.architecture("Attention")
     rows = lm.rows(request.paragraphs, request.prefix_length)
     p, n = request.prefix_length, len(rows)
     query = query_position(request.query, p, rows.shape[1])

@@ -1,7 +1,8 @@
-"""Paragraph files: .jsonl, .npy, .pt, and .csv and .parquet through `datasets`.
+"""Paragraph files: .jsonl, .txt, .npy, .pt, .arrow, and .csv and .parquet through `datasets`.
 
 A row is token ids (`tokens`, `token_ids` or `input_ids`) or text (`text` or `paragraph`, encoded by the model's
-tokenizer), and may carry `count`, `family`, `genre` and `split`. Files of arrays hold ids, one row each.
+tokenizer), and may carry `count`, `family`, `genre` and `split`. Files of arrays hold ids, one row each; a .txt file
+holds one text a line.
 """
 
 from __future__ import annotations
@@ -29,19 +30,32 @@ OTHER_COLUMNS = ("count", "family", "genre", "split")
 class Rows:
     """Token ids row by row, and the other columns that the file has."""
 
-    tokens: Sequence[Sequence[int] | Ints]
+    tokens: Sequence[Sequence[int]] | Ints
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def read_rows(path: Path, tokenizer: Callable[[], Any]) -> Rows:
-    """All rows of a paragraph file. `tokenizer` is called only if there is text to encode. Raises UsageError."""
+def read_rows(paths: Sequence[Path], tokenizer: Callable[[], Any], prefix_length: int) -> Rows:
+    """All rows of the files of a paragraph set (`sources.paragraph_files`). Raises UsageError.
+
+    `tokenizer` is called only if there is text to encode; `prefix_length` is asked only of prefixes and suffixes that
+    lie in two files: the prefix is then what stands directly before the suffix.
+    """
+    for path in paths:
+        try:
+            if path.stat().st_size == 0:
+                raise UsageError(f"{path} is empty.")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
+    path = paths[0]
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UsageError(f"{path} is of no known kind; paragraph files end in {', '.join(_READERS)}.")
     try:
-        if path.stat().st_size == 0:
-            raise UsageError(f"{path} is empty.")
-        return reader(path, tokenizer)
+        if len(paths) == 1:
+            return reader(path, tokenizer)
+        if path.suffix.lower() == ".npy":
+            return _read_halves(path, paths[1], prefix_length)
+        return _read_arrow(paths, tokenizer)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
 
@@ -65,12 +79,45 @@ def _read_jsonl(path: Path, tokenizer: Callable[[], Any]) -> Rows:
     return _from_columns(path, {name: [r.get(name) for r in records] for name in names}, tokenizer)
 
 
+def _read_txt(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    texts = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise UsageError(f"{path}, line {number}, is not UTF-8.") from None
+            if text.strip():
+                texts.append(text)
+    if not texts:
+        raise UsageError(f"{path} holds no paragraph; a .txt file has one on each line.")
+    return Rows(_encode(path, texts, tokenizer()))
+
+
 def _read_npy(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    return Rows(_ids_in_npy(path))
+
+
+def _read_halves(prefixes: Path, suffixes: Path, prefix_length: int) -> Rows:
+    before, after = _ids_in_npy(prefixes), _ids_in_npy(suffixes)
+    if len(before) != len(after):
+        raise UsageError(
+            f"{prefixes} holds {len(before):,} prefixes and {suffixes} {len(after):,} suffixes; they do not belong "
+            "together."
+        )
+    if before.shape[1] < prefix_length:
+        raise UsageError(
+            f"{prefixes} holds prefixes of {before.shape[1]} tokens, fewer than the {prefix_length} of --prefix-length."
+        )
+    return Rows(np.concatenate([before[:, -prefix_length:], after], 1))
+
+
+def _ids_in_npy(path: Path) -> Ints:
     try:
         array = load_array(path)
     except ValueError as error:
         raise UsageError(f"{path} is no plain .npy array: {error}.") from None
-    return _from_array(path, array)
+    return _ids_of(path, array)
 
 
 def load_array(path: Path) -> Any:
@@ -103,7 +150,7 @@ def _read_pt(path: Path, tokenizer: Callable[[], Any]) -> Rows:
         ) from error
     if array is None:
         raise UsageError(f"{path} holds a {type(tensor).__name__}, not one tensor of token ids [n, length].")
-    return _from_array(path, array)
+    return Rows(_ids_of(path, array))
 
 
 def _read_table(path: Path, tokenizer: Callable[[], Any]) -> Rows:
@@ -124,6 +171,32 @@ def _read_table(path: Path, tokenizer: Callable[[], Any]) -> Rows:
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise UsageError(f"{path} cannot be read as {path.suffix.lower()}: {reason}") from error
+    return _from_table(path, columns, found, tokenizer)
+
+
+def _read_arrow(paths: Sequence[Path], tokenizer: Callable[[], Any]) -> Rows:
+    """Arrow files as `datasets` writes them (streams), or as others do (files)."""
+    import pyarrow as pa
+
+    tables = []
+    for path in paths:
+        try:
+            with pa.memory_map(str(path)) as source:
+                whole = source.read_buffer(6).to_pybytes() == b"ARROW1"
+                source.seek(0)
+                tables.append((pa.ipc.open_file if whole else pa.ipc.open_stream)(source).read_all())
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{path} cannot be read as .arrow: {str(error).splitlines()[0]}") from None
+    try:
+        table = pa.concat_tables(tables)
+        names = [n for n in (*TOKEN_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS) if n in table.column_names]
+        columns = {name: table[name].to_pylist() for name in names}
+    except pa.ArrowException as error:
+        raise UsageError(f"{paths[0]} cannot be read as .arrow: {str(error).splitlines()[0]}") from None
+    return _from_table(paths[0], columns, table.column_names, tokenizer)
+
+
+def _from_table(path: Path, columns: dict[str, list[Any]], found: list[str], tokenizer: Callable[[], Any]) -> Rows:
     if not columns:
         raise UsageError(f"{path} has the columns {', '.join(found)}; none is one of {_wanted()}.")
     for name in TOKEN_COLUMNS:  # a .csv cell holds a list as text
@@ -138,6 +211,8 @@ _READERS: dict[str, Callable[[Path, Callable[[], Any]], Rows]] = {
     ".pt": _read_pt,
     ".csv": _read_table,
     ".parquet": _read_table,
+    ".arrow": lambda path, tokenizer: _read_arrow([path], tokenizer),
+    ".txt": _read_txt,
 }
 
 
@@ -154,14 +229,15 @@ def _ids_in_text(path: Path, row: int, cell: Any) -> list[int]:
         raise UsageError(f"{path}, row {row}: {str(cell)[:40]!r} is no list of token ids.") from None
 
 
-def _from_array(path: Path, array: Any) -> Rows:
+def _ids_of(path: Path, array: Any) -> Ints:
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise UsageError(
             f"{path} holds {array.dtype} {list(array.shape)}; a paragraph file holds integer token ids [n, length]."
         )
     if not len(array):
         raise UsageError(f"{path} holds no paragraph: its shape is {list(array.shape)}.")
-    return Rows(array.astype(np.int64))
+    ids: Ints = array.astype(np.int64)
+    return ids
 
 
 def _from_columns(path: Path, columns: dict[str, list[Any]], tokenizer: Callable[[], Any]) -> Rows:

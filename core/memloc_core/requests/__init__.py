@@ -21,6 +21,13 @@ from memloc_core.requests.base import (
     Strategy as Strategy,
     Tokens as Tokens,
 )
+from memloc_core.requests.detection import PrefixSignals as PrefixSignals, Signals as Signals
+from memloc_core.requests.findings import (
+    VERDICTS as VERDICTS,
+    ClaimTest as ClaimTest,
+    Finding as Finding,
+    Verdict as Verdict,
+)
 from memloc_core.requests.localization import (
     PATCH_SITES as PATCH_SITES,
     Ablated as Ablated,
@@ -59,8 +66,31 @@ from memloc_core.requests.recitation import (
     TokenAlternatives as TokenAlternatives,
     random_tokens as random_tokens,
 )
+from memloc_core.requests.scanning import (
+    SCAN_STRATA as SCAN_STRATA,
+    AssembleScan as AssembleScan,
+    Block as Block,
+    CorpusFiles as CorpusFiles,
+    CountBlock as CountBlock,
+    CountedBlock as CountedBlock,
+    DeviceNames as DeviceNames,
+    FindCorpus as FindCorpus,
+    ListDevices as ListDevices,
+    PlanScan as PlanScan,
+    ScanBlock as ScanBlock,
+    ScannedBlock as ScannedBlock,
+    ScanPlan as ScanPlan,
+    ScanReport as ScanReport,
+    ScoredWindows as ScoredWindows,
+    ScoreWindows as ScoreWindows,
+    scan_stratum as scan_stratum,
+)
 from memloc_core.requests.studied import (
+    Clusters as Clusters,
+    EncodedText as EncodedText,
+    EncodeText as EncodeText,
     ModelInfo as ModelInfo,
+    NearDuplicates as NearDuplicates,
     OpenModel as OpenModel,
     OpenParagraphs as OpenParagraphs,
     ParagraphSet as ParagraphSet,
@@ -84,6 +114,7 @@ from memloc_core.requests.unlearning import (
     Remains as Remains,
     RunCost as RunCost,
     SparseEdit as SparseEdit,
+    TryRun as TryRun,
     Unlearn as Unlearn,
     Unlearning as Unlearning,
 )
@@ -94,7 +125,9 @@ if TYPE_CHECKING:
 REQUESTS: tuple[type[Request], ...] = (
     OpenModel,
     ReadVocabulary,
+    EncodeText,
     OpenParagraphs,
+    NearDuplicates,
     ExactMatch,
     Continue,
     Perturb,
@@ -113,7 +146,17 @@ REQUESTS: tuple[type[Request], ...] = (
     RareTokens,
     Edited,
     Unlearn,
+    TryRun,
     EstimateRun,
     MeasureRemains,
     ExportCheckpoint,
+    PrefixSignals,
+    FindCorpus,
+    PlanScan,
+    ScanBlock,
+    ScoreWindows,
+    CountBlock,
+    AssembleScan,
+    ListDevices,
+    ClaimTest,  # worked out from answers to others, not by the engine
 )

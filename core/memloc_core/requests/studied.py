@@ -37,7 +37,10 @@ class ModelInfo(Result):
 
 @dataclass(frozen=True)
 class OpenModel(Request):
-    """Load a model: `demo`, a Hugging Face checkpoint folder, or the name of one already in the local hub cache."""
+    """Load a model: `demo`, a Hugging Face checkpoint folder, or the name of one already in the local hub cache.
+
+    `revision`: a branch, tag or commit of that name; "" is `main`.
+    """
 
     answer = ModelInfo
     urgency = BACKGROUND
@@ -45,6 +48,7 @@ class OpenModel(Request):
     model: str
     dtype: str = "auto"
     device: str = "auto"
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,26 @@ class ReadVocabulary(Request):
     urgency = URGENT
     keeps = False
     model: str
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class EncodedText(Result):
+    """The token ids of a text, without anything that a tokenizer puts around it."""
+
+    tokens: Ints
+
+
+@dataclass(frozen=True)
+class EncodeText(Request):
+    """What the model's own tokenizer makes of a text (the weights need not be loaded)."""
+
+    answer = EncodedText
+    urgency = URGENT
+    keeps = False
+    text: str
+    model: str
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +141,10 @@ class ParagraphSet(Result):
 
 @dataclass(frozen=True)
 class OpenParagraphs(Request):
-    """Read paragraphs: `demo`, or a .jsonl, .npy, .pt, .csv or .parquet file; `model`'s tokenizer reads text rows."""
+    """Read paragraphs: `demo`, a file, a folder or a data set (`sources.paragraph_files`).
+
+    `model`'s tokenizer reads rows of text.
+    """
 
     answer = ParagraphSet
     urgency = URGENT
@@ -126,3 +153,22 @@ class OpenParagraphs(Request):
     model: str
     prefix_length: int = 50
     continuation_length: int = 50
+    revision: str = ""  # of the model
+
+
+@dataclass(frozen=True)
+class Clusters(Result):
+    """Which paragraphs are near-duplicates of which."""
+
+    cluster: Ints  # [n] numbered by first appearance
+    sizes: Ints  # [clusters]
+
+
+@dataclass(frozen=True)
+class NearDuplicates(Request):
+    """Clusters of paragraphs whose token sets have a Jaccard similarity above `threshold` (0.5 or more; METRICS.md)."""
+
+    answer = Clusters
+    urgency = BACKGROUND
+    paragraphs: tuple[Tokens, ...]
+    threshold: float = 0.8

@@ -15,8 +15,19 @@ if TYPE_CHECKING:
 
 Objective = Literal["unlearn", "edit", "memorize"]
 OBJECTIVES: tuple[Objective, ...] = ("unlearn", "edit", "memorize")
-Mask = Literal["gradient", "difference", "ratio", "random", "head", "layer", "component", "dense"]
-MASKS: tuple[Mask, ...] = ("gradient", "difference", "ratio", "random", "head", "layer", "component", "dense")
+Mask = Literal["auto", "neurons", "gradient", "difference", "ratio", "random", "head", "layer", "component", "dense"]
+MASKS: tuple[Mask, ...] = (
+    "auto",
+    "neurons",
+    "gradient",
+    "difference",
+    "ratio",
+    "random",
+    "head",
+    "layer",
+    "component",
+    "dense",
+)
 Goal = Literal["break", "forget", "steps"]
 GOALS: tuple[Goal, ...] = ("break", "forget", "steps")
 
@@ -77,13 +88,30 @@ class Edited(Request):
             object.__setattr__(self, name, getattr(self.request, name))
 
 
+def _no_ints() -> Ints:
+    import numpy as np
+
+    return np.zeros((0, 0), np.int64)
+
+
+def _no_floats() -> Floats:
+    import numpy as np
+
+    return np.zeros((0, 0), np.float32)
+
+
 @dataclass(frozen=True)
 class Unlearning(Result):
     """A run: the edit of its best step, and every step on the way. Entry 0 of each curve is before the first step.
 
     The best step, by which a cancelled run is kept too: the last one that met the goal; if none did, the one with the
     lowest mean EM of the changed paragraphs (objectives edit and memorize: the highest, of what is taught), ties by
-    the smaller KL.
+    the smaller KL; under protocol "paper" the last. A run that meets its goal draws its last step back towards its
+    start, as far as the goal stays met (`drawn_back`; not with the mask "neurons"); what the curves say of that step is
+    measured after that.
+
+    `group_*` and `agreement` are of a few rows of each group, the same ones at every step; `whole_*` of all rows.
+    Both goals are judged at every step, whichever was chosen.
     """
 
     edit: SparseEdit
@@ -102,6 +130,14 @@ class Unlearning(Result):
     agreement: Floats  # [s + 1, GROUPS] share of continuation positions with the same argmax as before
     step_seconds: float  # median of a training step, without the measuring
     peak_bytes: int
+    broken: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where the goal "break" is met
+    forgotten: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where the goal "forget" is met
+    taught: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where what is taught is recited in full
+    whole_em: Floats = field(default_factory=_no_floats)  # [2, GROUPS] as group_em: before, and at the best step
+    whole_nll: Floats = field(default_factory=_no_floats)  # [2, GROUPS]; the second row is nan until the run is over
+    whole_agreement: Floats = field(default_factory=_no_floats)  # [2, GROUPS]
+    drawn_back: float = 1.0  # how much of the way from the original to the last step was kept
+    changed: int = 0  # weights that differ from the original in `edit`; more than the mask's under protocol "paper"
 
 
 @dataclass(frozen=True)
@@ -114,11 +150,19 @@ class Unlearn(Request):
     `mask`: which weights of W_Q, W_K, W_V, W_O, W_in, W_out may change, chosen before the first step: the
     k = ceil(sparsity * N) with the largest |gradient| of the objective, its difference to or ratio over the root mean
     square of the kept paragraphs' own gradient, or k at random; "head", "layer" and "component" rank by the ratio
-    within `place` ("L1H2", "L3", "W_out"); "dense" is all N.
+    within `place` ("L1H2", "L3", "W_out"); "dense" is all N; "neurons" takes whole neurons of one layer's MLP (`place`
+    "L2"; the middle layer for ""), those that `kept` uses least, and starts them as detectors of the targets; "auto" is
+    "neurons" for the objective unlearn where k is enough for one, else "ratio" (protocol "paper": "gradient").
 
-    goal "break": EM <= a tenth of the continuation for all targets; "forget": nothing is left (METRICS.md); "steps": go
-    on to the last step. `protocol` "paper": its optimizer, loss, masks and weight decay, for comparison only; then
-    weights outside the mask change too, and the result says so.
+    goal "break": EM <= a tenth of the continuation for all targets; "forget": in addition no run of more than 8 recited
+    tokens anywhere, also under shifted and left-extended prefixes, and an NLL of at least `sibling_nll`; objectives
+    edit and memorize: what is taught is recited in full; "steps": go on to the last step. `protocol` "paper": its
+    optimizer, loss, masks and weight decay, for comparison only (then rate, steps, weights of the loss and goal are
+    the paper's too); weights outside the mask change as well, and the result says so.
+
+    `kept` decides what survives: besides other text it should hold other memorized paragraphs, and of the targets' own
+    family about half of the siblings, memorized or not. What the run is judged by must not be in it: `held_out` (of the
+    same kinds as `kept`), `others` (other memorized), `family` (memorized siblings) and `general` (held-out text).
     """
 
     answer = Unlearning
@@ -128,12 +172,12 @@ class Unlearn(Request):
     prefix_length: int = 50
     objective: Objective = "unlearn"
     alternatives: tuple[Tokens, ...] = ()
-    mask: Mask = "ratio"
+    mask: Mask = "auto"
     place: str = ""
     sparsity: float = 0.001
     goal: Goal = "break"
     steps: int = 100  # at most
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     kl_weight: float = 30.0
     kept_per_step: int = 16
     seed: int = 0
@@ -142,7 +186,21 @@ class Unlearn(Request):
     others: tuple[Tokens, ...] = ()
     family: tuple[Tokens, ...] = ()
     general: tuple[Tokens, ...] = ()
-    sibling_nll: tuple[float, ...] = ()  # per target, what "forget" has to reach; () takes the held-out mean
+    sibling_nll: tuple[float, ...] = ()  # per target, what "forget" has to reach; () takes the general text's mean
+    left_context: Tokens = ()  # what stands before a target where its prefix is extended to the left (goal "forget")
+
+
+@dataclass(frozen=True)
+class TryRun(Request):
+    """A run for its curves alone: the edit of its answer is empty.
+
+    For comparisons of many runs, whose edits (16 bytes a weight, and a dense one has every weight) nobody will apply.
+    """
+
+    answer = Unlearning
+    urgency = BACKGROUND
+    version = Unlearn.version
+    run: Unlearn
 
 
 @dataclass(frozen=True)
@@ -150,8 +208,9 @@ class RunCost(Result):
     """What a run will take, from one timed step of it."""
 
     weights: int  # k
-    seconds_per_step: float
+    seconds_per_step: float  # with the measuring
     bytes: int  # beyond the loaded model
+    seconds_to_start: float = 0.0  # until the mask is chosen and the first measurement made
 
 
 @dataclass(frozen=True)
@@ -165,29 +224,43 @@ class EstimateRun(Request):
 
 @dataclass(frozen=True)
 class Remains(Result):
-    """What is left of n paragraphs under the weights it was asked about (ask with and without `Edited`)."""
+    """What is left of n paragraphs under the weights it was asked about (ask with and without `Edited`).
+
+    A run is a number of consecutive continuation tokens, anywhere in it, each of which is the argmax given the true
+    text before it. `variants` say what stood before the continuation: the "prefix"; "shifted by 5": a window that
+    begins 5 tokens into the paragraph; "after begin-of-text"; "extended by 20": 20 tokens of the left context, then the
+    prefix. (A window that ends earlier is the same pass, as the true text is given all the way.)
+    """
 
     em: Ints  # [n]
     longest_run: Ints  # [n]
-    nll: Floats  # [n]
-    variants: tuple[str, ...]  # v names: "prefix", "shifted by 5", "extended by 20", ...
-    extracted: Ints  # [v, n] longest run of continuation tokens recited, teacher-forced, under each variant
-    edit_distance: Floats  # [n] token edit distance of greedy text to the continuation, 0..1
-    extracted_at_75: Ints  # [n] whether the greedy text is at least 0.75 similar to the continuation
-    repetition: Floats  # [n] share of repeated 4-grams in the greedy text
+    nll: Floats  # [n] nats per token
+    variants: tuple[str, ...]  # v names
+    extracted: Ints  # [v, n] the longest run under each variant
+    edit_distance: Floats  # [n] token edit distance of greedy text to the continuation, as a share of it, 0..1
+    extracted_at_75: Ints  # [n] 1 where the greedy text is at least 0.75 similar to the continuation (1 - distance)
+    repetition: Floats  # [n] share of the greedy text's 4-grams that stood in it before
+    fresh_repetition: Floats  # [m] the same of what these weights write after prefixes of `other_text`, at most 16
     greedy: Ints  # [n, c]
     relearned_em: Ints  # [steps + 1, n] EM while fine-tuning on `other_text`; [1, n] if there is none
+    relearned_longest: Ints  # [steps + 1, n]
     eight_bit_em: Ints  # [n] after rounding every matrix of the blocks to 8 bits and back
     eight_bit_longest: Ints  # [n]
     peak_bytes: int
+
+    def extracted_most(self) -> Ints:
+        """The longest run under any variant, [n]: what counts for "nothing of it is left"."""
+        most: Ints = self.extracted.max(0)
+        return most
 
 
 @dataclass(frozen=True)
 class MeasureRemains(Request):
     """Extraction over shifted and left-extended prefixes, edit distance, repetition, benign relearning, 8-bit rounding.
 
-    `left_context` stands before a paragraph when its prefix is extended to the left. Relearning takes `relearn_steps`
-    Adam steps on `other_text`, which holds none of the paragraphs.
+    `left_context` stands before a paragraph when its prefix is extended to the left, as many of its last tokens as
+    `extensions` say; what it or the model is too short for is left out. Relearning takes `relearn_steps` Adam steps on
+    all weights over `relearn_batch` rows of `other_text`, which holds none of the paragraphs.
     """
 
     answer = Remains
@@ -196,8 +269,11 @@ class MeasureRemains(Request):
     prefix_length: int = 50
     left_context: Tokens = ()
     other_text: tuple[Tokens, ...] = ()
+    shifts: Tokens = (1, 5, 10, 20)
+    extensions: Tokens = (1, 5, 10, 20, 50)
     relearn_steps: int = 20
     relearn_rate: float = 1e-4
+    relearn_batch: int = 16
     seed: int = 0
 
 

@@ -1,0 +1,213 @@
+"""The mask "neurons": whole neurons of one layer's MLP, made into detectors of the paragraphs that shall go.
+
+Single weights chosen by their gradient change a little of everything that passes through them. A neuron has a gate: its
+W_in row can be fitted to fire where the paragraph's continuation is predicted and nowhere in the kept text, and then
+its W_out column, which starts at zero, is free to take the recitation away from exactly those positions. The
+neurons that the kept text uses least are taken, so that what they did before is missed least.
+
+Letters in shapes: m neurons, w width, d neurons of the layer, r rows, c continuation positions, x positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memloc_core.architectures import Matrix
+from memloc_core.errors import UsageError
+from memloc_core.language_model import LanguageModel
+from memloc_core.unlearning.objectives import Rows
+from memloc_core.unlearning.weights import Masked, MaskedWeights, Named, matrices
+
+_NEGATIVES = 128  # kept rows that a detector is fitted against
+_FIRES, _RESTS = 2.0, -2.0  # what goes into the activation where a detector shall fire, and elsewhere
+_KEPT_WEIGHT = 30.0  # of the kept positions in the fit, against one for the positions to be found
+_RIDGE = 1e-2
+_ITERATIONS = 60
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    """The matrices of one layer's MLP. A gated one has two that go in."""
+
+    into: list[Named]
+    out: Named
+
+    @property
+    def size(self) -> int:
+        """Weights of one neuron."""
+        return sum(_where(m, "W_in").shape[-1] for m in self.into) + int(self._column().shape[0])
+
+    @property
+    def neurons(self) -> int:
+        return int(_where(self.into[0], "W_in").shape[0])
+
+    def _column(self) -> Tensor:
+        return _where(self.out, "W_out")
+
+    def row(self, m: Named, neuron: int) -> Tensor:
+        """Flat indices of a neuron's row in a matrix that goes in, [w]."""
+        return _where(m, "W_in")[neuron]
+
+    def column(self, neuron: int) -> Tensor:
+        """Flat indices of a neuron's column in the matrix that goes out, [w]."""
+        return self._column()[:, neuron]
+
+
+def layer_of(lm: LanguageModel, place: str) -> int:
+    """The layer that `place` names, such as "L2"; the middle one for "". Raises UsageError if it is not there."""
+    if not place:
+        return lm.info.layers // 2
+    number = place.removeprefix("L")
+    if not (place.startswith("L") and number.isdecimal() and int(number) < lm.info.layers):
+        raise UsageError(
+            f"There is no layer {place!r} for the mask 'neurons': {lm.info.name} has L0..L{lm.info.layers - 1}."
+        )
+    return int(number)
+
+
+def neuron_size(lm: LanguageModel, place: str) -> int:
+    """The weights of one neuron. Raises UsageError where the model's family is not known, or the layer not there."""
+    lm.architecture("The mask 'neurons'")
+    return _mlp(lm, layer_of(lm, place)).size
+
+
+def detectors(
+    lm: LanguageModel, k: int, place: str, targets: Sequence[Rows], kept: Rows, most: int | None = None
+) -> MaskedWeights:
+    """k weights of whole neurons, and values for them to start from.
+
+    `targets` are the paragraphs under several prefixes, row by row the same; `most`: detect only so many of the first
+    continuation positions. The detectors share the positions out among them: each has every m-th. What k has left
+    beyond whole neurons, or beyond one neuron a position, is of the next neurons and starts as it is.
+    """
+    mlp = _mlp(lm, layer_of(lm, place))
+    kept = kept[:_NEGATIVES]
+    with torch.inference_mode():
+        found = [_inputs(lm, mlp, rows) for rows in targets]
+        negative, use = _inputs_everywhere(lm, mlp, kept) if len(kept) else (found[0][:0].flatten(0, 1), None)
+    positive = torch.stack(found, 1)[:, :, :most].float().clone()  # [r, v, c, w]
+    order = _least_used(mlp, use)
+    m = min(k // mlp.size, positive.shape[2])
+    bias = getattr(mlp.into[0].module, "bias", None)
+    offset = torch.zeros(m, device=lm.device) if bias is None else bias.data[order[:m]].float()
+    keys = _fitted(positive, negative.float().clone(), offset) if m else torch.empty(0, positive.shape[-1])
+    values: dict[str, list[Tensor]] = {m_.name: [] for m_ in (*mlp.into, mlp.out)}
+    indices: dict[str, list[Tensor]] = {name: [] for name in values}
+    left = k
+    for rank, neuron in enumerate(order.tolist()):
+        for matrix in (*mlp.into, mlp.out):
+            if left <= 0:
+                break
+            going_in = matrix is not mlp.out
+            where = (mlp.row(matrix, neuron) if going_in else mlp.column(neuron)).to(lm.device)[:left]
+            new = matrix.parameter.data.view(-1)[where].float()
+            if rank < m:
+                new = keys[rank][: len(where)] if going_in else torch.zeros_like(new)
+            indices[matrix.name].append(where)
+            values[matrix.name].append(new)
+            left -= len(where)
+    parts, start = [], []
+    for named in matrices(lm):
+        if indices.get(named.name):
+            where, by = torch.cat(indices[named.name]).sort()
+            parts.append(Masked(named.name, named.parameter, named.module, where))
+            start.append(torch.cat(values[named.name])[by])
+    weights = MaskedWeights(parts)
+    weights.start = torch.cat(start).to(weights.old)
+    return weights
+
+
+def _fitted(positive: Tensor, negative: Tensor, offset: Tensor) -> Tensor:
+    """Keys [m, w]: logistic regressions from the layer's inputs, [r, v, c, w] to be found and [x, w] to be left alone.
+
+    Against many more kept positions than there are dimensions such a key separates all but a few in a thousand.
+    """
+    m, c, w = len(offset), positive.shape[2], positive.shape[3]
+    position = torch.arange(c, device=positive.device) % m
+    mine = F.one_hot(position, m).to(positive)  # [c, m]
+    mine = mine / (mine.sum(0) * positive.shape[0] * positive.shape[1])
+    keys = torch.zeros(m, w, device=positive.device, requires_grad=True)
+    search = torch.optim.LBFGS([keys], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        with torch.enable_grad():
+            missed = F.softplus(_FIRES - positive @ keys.T - offset)  # [r, v, c, m]
+            total = (missed * mine).sum() + _RIDGE * keys.square().sum()
+            if len(negative):
+                total = total + _KEPT_WEIGHT * F.softplus(negative @ keys.T + offset - _RESTS).mean(0).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    return keys.detach()
+
+
+def _least_used(mlp: _Mlp, use: Tensor | None) -> Tensor:
+    """The layer's neurons, those first whose output varies least in the kept text: [d]."""
+    columns = mlp.out.matrix.divide(mlp.out.parameter.data)["W_out"][0].float()  # [w, d]
+    size = columns.square().sum(0)
+    return (size if use is None else size * use).argsort(stable=True)
+
+
+def _inputs(lm: LanguageModel, mlp: _Mlp, rows: Rows) -> Tensor:
+    """What enters the MLP at the positions that predict the targets, [r, c, w]."""
+    with _reading(mlp) as (entered, _):
+        lm.hidden(rows.ids)
+        where = rows.first.to(lm.device)[:, None] + torch.arange(rows.targets.shape[1], device=lm.device)
+        inputs: Tensor = entered[0][torch.arange(len(rows), device=lm.device)[:, None], where]
+    return inputs
+
+
+def _inputs_everywhere(lm: LanguageModel, mlp: _Mlp, rows: Rows) -> tuple[Tensor, Tensor]:
+    """What enters the MLP at every position of rows, [x, w], and the variance of each neuron's activation, [d]."""
+    inputs, sums, squares = [], torch.zeros((), device=lm.device), torch.zeros((), device=lm.device)
+
+    def run(start: int, stop: int) -> None:
+        nonlocal sums, squares
+        with _reading(mlp) as (entered, activated):
+            lm.hidden(rows.ids[start:stop])
+            inputs.append(entered[0].flatten(0, 1))
+            act = activated[0].flatten(0, 1).float()
+            sums, squares = sums + act.sum(0), squares + act.square().sum(0)
+
+    for _ in lm.in_batches(run, len(rows), rows.ids.shape[1] + 1):
+        pass
+    x = torch.cat(inputs)
+    return x, squares / len(x) - (sums / len(x)).square()
+
+
+@contextlib.contextmanager
+def _reading(mlp: _Mlp):  # type: ignore[no-untyped-def]
+    """Within, a forward pass leaves what enters the MLP, and its activations, in the two lists."""
+    entered: list[Tensor] = []
+    activated: list[Tensor] = []
+    handles = [
+        mlp.into[0].module.register_forward_pre_hook(lambda _, args: entered.append(args[0])),
+        mlp.out.module.register_forward_pre_hook(lambda _, args: activated.append(args[0])),
+    ]
+    try:
+        yield entered, activated
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mlp(lm: LanguageModel, layer: int) -> _Mlp:
+    def holds(matrix: Matrix, kind: str) -> bool:
+        return kind in matrix.divide(torch.empty_like(matrix.parameter, device="meta"))
+
+    here = [m for m in matrices(lm) if m.layer == layer]
+    return _Mlp([m for m in here if holds(m.matrix, "W_in")], next(m for m in here if holds(m.matrix, "W_out")))
+
+
+def _where(m: Named, kind: str) -> Tensor:
+    """Flat indices of a matrix as its kind sees it: W_in [d, w], W_out [w, d]."""
+    numbered = torch.arange(m.parameter.numel()).view(m.parameter.shape)
+    return m.matrix.divide(numbered)[kind][0]

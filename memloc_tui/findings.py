@@ -1,0 +1,228 @@
+"""Testing the paper's claims through a session: claim by claim, every answer kept, progress and time left.
+
+The explorer and the command line share it. A finding that was made before is looked up and asks nobody; a claim that
+was stopped goes on with the answers that it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from memloc_core.errors import Cancelled, EngineDied, MemlocError, UsageError
+from memloc_core.findings import CLAIMS, DRAWN_FROM, NAMES, Claim, Setting
+from memloc_core.requests import (
+    Ablated,
+    Answer,
+    Continue,
+    ExactMatch,
+    Finding,
+    ParameterGradients,
+    Provenance,
+    RareTokens,
+    Rarity,
+    Request,
+    Sweep,
+    Unlearn,
+)
+
+if TYPE_CHECKING:
+    from memloc_tui.catalogue import Catalogue
+    from memloc_tui.console import Asker
+    from memloc_tui.session import Session
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a claim is: `done` is a share of what is known to be asked for it, `left` seconds, if that is known."""
+
+    claim: Claim
+    done: float
+    left: float | None
+
+
+OnStep = Callable[[Step], None]
+SIGNS = {"holds": "✓", "does not hold": "✗", "inconclusive": "?"}  # a verdict never is a colour alone
+
+
+def setting_of(catalogue: Catalogue, model: Any, quick: bool, seed: int = 0) -> Setting:
+    """What claims are tested on. The exact matches of the first DRAWN_FROM rows must be in the catalogue."""
+    m = min(DRAWN_FROM, len(catalogue))
+    return Setting(catalogue.paragraphs, catalogue.em[:m].copy(), catalogue.nll[:m].copy(), model, quick, seed)
+
+
+def claims_named(only: Sequence[str]) -> tuple[Claim, ...]:
+    """The claims of these names in the paper's order, all of them for (). Raises UsageError for a name of none."""
+    if unknown := [name for name in only if name not in NAMES]:
+        raise UsageError(f"{unknown[0]!r} is no claim; there are {', '.join(NAMES)}.")
+    return tuple(claim for claim in CLAIMS if not only or claim.name in only)
+
+
+def known(session: Session, setting: Setting, claims: Iterable[Claim] = CLAIMS) -> dict[str, Finding]:
+    """What was found before, by the claims' names; nobody is asked."""
+    found = {claim.name: _kept(session, claim, setting) for claim in claims}
+    return {name: finding for name, finding in found.items() if finding is not None}
+
+
+def _kept(session: Session, claim: Claim, setting: Setting) -> Finding | None:
+    answer = session.peek(claim.question(setting))
+    try:
+        return answer.result.checked() if answer is not None else None
+    except ValueError:  # a row of the cache that no version of this program wrote
+        return None
+
+
+OnFound = Callable[[int, Finding, float, "float | None"], None]
+
+
+async def findings_of(
+    asker: Asker, quick: bool, only: Sequence[str] = (), seed: int = 0, on_found: OnFound | None = None
+) -> list[Finding]:
+    """Every claim (or those of `only`) tested on the asker's paragraphs, under its progress bar.
+
+    `on_found` gets how many are done, the finding, the seconds it took, and about how many the rest will take.
+    Raises UsageError, EngineDied.
+    """
+    claims = claims_named(only)
+    await asker.score(range(min(DRAWN_FROM, len(asker.catalogue))))
+    setting = setting_of(asker.catalogue, asker.session.model, quick, seed)
+    plan, pace, found = await asyncio.to_thread(planned, claims, setting), Pace(), []
+    for place, claim in enumerate(claims, 1):
+        started = monotonic()
+        with asker.bar(f"claim {place} of {len(claims)}, {claim.name}") as show:
+            found.append(await test(asker.session, claim, setting, pace, lambda step, show=show: show(step.done)))
+        if on_found is not None:
+            left = pace.left(asker.session, [plan[later.name] for later in claims[place:]])
+            on_found(place, found[-1], monotonic() - started, left)
+    return found
+
+
+def planned(claims: Iterable[Claim], setting: Setting) -> dict[str, list[Request]]:
+    """What each claim asks for at first, by its name; some ask for more when they know that."""
+    plan: dict[str, list[Request]] = {}
+    for claim in claims:
+        steps = claim.steps(setting)
+        wanted = _next(steps, None)
+        plan[claim.name] = [] if isinstance(wanted, Finding) else list(wanted)
+        steps.close()
+    return plan
+
+
+class Pace:
+    """Seconds per unit of cost, as measured so far."""
+
+    def __init__(self) -> None:
+        self._cost, self._seconds = 0.0, 0.0
+
+    def took(self, request: Request, seconds: float) -> None:
+        self._cost += cost(request)
+        self._seconds += seconds
+
+    def seconds(self, requests: Iterable[Request]) -> float | None:
+        """What these will take; None before anything was measured."""
+        return sum(map(cost, requests)) * self._seconds / self._cost if self._cost else None
+
+    def left(self, session: Session, plan: Iterable[Iterable[Request]]) -> float | None:
+        """What is still to be asked of a plan; the same request counts once."""
+        requests = {request for part in plan for request in part}
+        return self.seconds(request for request in requests if session.peek(request) is None)
+
+
+async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_step: OnStep) -> Finding:
+    """One claim. What the model cannot answer makes it inconclusive; raises EngineDied and Cancelled."""
+    question = claim.question(setting)
+    if (kept := _kept(session, claim, setting)) is not None:
+        return kept
+    edits = getattr(session, "edits", ())
+    steps = claim.steps(setting)
+    provenance: Provenance | None = None
+    spent = 0.0
+    try:
+        # Verdicts resample some thousand times: in a thread, or keys would wait.
+        wanted = await asyncio.to_thread(_next, steps, None)
+        while not isinstance(wanted, Finding):
+            answers: list[Any] = []
+            total, done = sum(map(cost, wanted)) or 1.0, 0.0
+            for place, request in enumerate(wanted):
+                ahead = list(wanted[place:])
+
+                def heard(
+                    progress: Any, before: float = done, ahead: list[Request] = ahead, total: float = total
+                ) -> None:
+                    share = progress.done / max(1, progress.total)
+                    left = pace.seconds(ahead)
+                    if left is not None:
+                        left -= (pace.seconds(ahead[:1]) or 0.0) * share
+                    on_step(Step(claim, (before + share * cost(ahead[0])) / total, left))
+
+                started = monotonic()
+                fresh = session.peek(request) is None
+                try:
+                    answer = await session.ask(request, heard)
+                except (EngineDied, Cancelled):
+                    raise
+                except MemlocError as error:
+                    wanted = await asyncio.to_thread(_throw, steps, error)
+                    break
+                if fresh:
+                    pace.took(request, monotonic() - started)
+                    spent += answer.provenance.seconds
+                provenance = answer.provenance
+                answers.append(answer.result)
+                done += cost(request)
+                on_step(Step(claim, done / total, pace.seconds(ahead[1:])))
+            else:
+                wanted = await asyncio.to_thread(_next, steps, answers)
+    finally:
+        steps.close()
+    if getattr(session, "edits", ()) != edits:
+        raise Cancelled("The edits were changed while a claim was tested.")
+    if wanted.effect is not None:  # what could not be measured may be possible the next time
+        provenance = provenance or _of_model(setting)
+        session.keep(Answer(question, wanted, replace(provenance, seconds=spent, notices=())))
+    return wanted
+
+
+def cost(request: Request) -> float:
+    """About how long a request takes, in forward passes of one paragraph."""
+    inner = request.request if isinstance(request, Ablated) else request
+    if isinstance(inner, ExactMatch):
+        return len(inner.paragraphs)
+    if isinstance(inner, Sweep):
+        return 0.6 * inner.prefix_length * inner.draws
+    if isinstance(inner, ParameterGradients | Rarity):
+        return 2 * len(inner.paragraphs)
+    if isinstance(inner, RareTokens):
+        return len(inner.paragraphs) * (1 + 2 * inner.pairs)
+    if isinstance(inner, Unlearn):
+        return inner.steps * (len(inner.targets) + inner.kept_per_step) / 2  # in batches, which are cheaper by the row
+    return inner.length / 4 if isinstance(inner, Continue) else 1
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:30`."""
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def _next(steps: Any, results: Any) -> Any:
+    """The next requests of a claim, or its finding."""
+    try:
+        return steps.send(results)
+    except StopIteration as stop:
+        return stop.value
+
+
+def _throw(steps: Any, error: MemlocError) -> Any:
+    try:
+        return steps.throw(error)
+    except StopIteration as stop:
+        return stop.value
+
+
+def _of_model(setting: Setting) -> Provenance:
+    m = setting.model
+    return Provenance(m.name, m.fingerprint, "", m.dtype, m.device, m.attention, 0.0)

@@ -1,0 +1,275 @@
+"""Who is kept, watched and left out of a run: on a made-up list whose families and near-duplicates are known."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from memloc_core.errors import UsageError
+from memloc_core.requests import (
+    GOALS,
+    MASKS,
+    OBJECTIVES,
+    Continue,
+    EncodeText,
+    ParagraphSet,
+    Sweep,
+    Unlearn,
+    Vocabulary,
+)
+from memloc_tui import cli
+from memloc_tui.catalogue import Catalogue
+from memloc_tui.unlearning import (
+    UnlearnOptions,
+    perturbed_alternative,
+    plan,
+    remains,
+    split,
+    typed_alternative,
+    worst_alternative,
+)
+
+LENGTH, PREFIX = 20, 10
+FAMILIES, SIBLINGS = 12, 10  # of each family: five recited, five held out and not recited
+
+
+def catalogue_of(tokens, em, family=None, repetitions=None, order=None):
+    n = len(tokens)
+    family = np.full(n, -1) if family is None else np.asarray(family)
+    repetitions = np.full(n, -1) if repetitions is None else np.asarray(repetitions)
+    order = np.arange(n) if order is None else order
+    paragraphs = ParagraphSet(
+        source="made up",
+        fingerprint="",
+        prefix_length=PREFIX,
+        ids=tuple(f"{i:010x}" for i in order),
+        tokens=np.asarray(tokens)[order],
+        counts=np.ones(5000, np.int64),
+        counts_of="set",
+        repetitions=repetitions[order],
+        family=family[order],
+        genre=("",) * n,
+        split=("",) * n,
+    )
+    catalogue = Catalogue(paragraphs, Vocabulary(np.zeros(0, np.uint8), np.zeros(1, np.int64), ""))
+    catalogue.em[:] = np.asarray(em)[order]
+    catalogue.nll[:] = np.arange(n)[order] / 100
+    return catalogue
+
+
+def families(order=None, near=True):
+    """Every row has tokens of its own, but for row 1 (nearly row 0's) and the last (nearly the one before's)."""
+    n = FAMILIES * SIBLINGS + 40
+    tokens = np.arange(n * LENGTH).reshape(n, LENGTH) % 4999
+    if near:
+        tokens[1] = tokens[0]
+        tokens[1, -1] = 4999
+        tokens[-1] = tokens[-2]
+        tokens[-1, -1] = 4999
+    place = np.arange(n)
+    family = np.where(place < FAMILIES * SIBLINGS, place // SIBLINGS, -1)
+    recited = (family >= 0) & (place % SIBLINGS < 5)
+    return catalogue_of(tokens, np.where(recited, 10, 1), family, np.where(recited, 64, 0), order)
+
+
+def groups_of(found):
+    return {name: set(rows) for name, rows in vars(found).items()}
+
+
+def test_nobody_is_in_two_groups_and_near_duplicates_never_are():
+    catalogue = families()
+    last = len(catalogue) - 1
+    sides = set()
+    for seed in range(30):
+        found = split(catalogue, [0, 23], UnlearnOptions(keep=24, seed=seed))
+        every = [row for rows in vars(found).values() for row in rows]
+        assert len(every) == len(set(every))
+        assert not {0, 1, 23} & set(every), "the targets, and what is nearly one of them"
+        groups = groups_of(found)
+        where = {row: {name for name, rows in groups.items() if row in rows} for row in (last - 1, last)}
+        assert len(where[last - 1] | where[last]) <= 1
+        sides |= where[last - 1] | where[last]
+        assert len(found.kept) == 24
+    assert len(sides) > 2, "it is the seed that deals"
+
+
+def test_the_family_is_halved_and_strangers_fill_the_rest():
+    catalogue = families()
+    found = split(catalogue, [2], UnlearnOptions(keep=24))
+    family = set(range(10)) - {2}
+    recited = {row for row in range(len(catalogue)) if catalogue.em[row] == 10}
+    kept, watched = set(found.kept) & family, set(found.family)
+    assert watched <= family & recited
+    # Rows 0 and 1 are one cluster; so there are three clusters of recited siblings, and five of others.
+    assert len(kept & recited) in (1, 2)
+    assert len(kept) >= 3
+    assert not (kept & watched)
+    strangers = set(found.kept) - family
+    assert len(strangers & recited) == len(strangers - recited)
+    assert set(found.others) <= recited - family
+    for name in ("held_out", "general", "left_context", "relearn"):
+        rows = set(getattr(found, name))
+        assert rows, name
+        assert not rows & (recited | family), name
+
+
+def test_without_families_near_duplicates_stand_for_them():
+    catalogue = families()
+    catalogue.paragraphs.family[:] = -1
+    assert split(catalogue, [0], UnlearnOptions()).family == [1]
+    assert split(catalogue, [5], UnlearnOptions()).family == []
+
+
+def test_a_copy_of_a_target_is_nowhere():
+    catalogue = families()
+    p = catalogue.paragraphs
+    p.tokens[40] = p.tokens[3]
+    ids = list(p.ids)
+    ids[40] = ids[3]
+    catalogue.paragraphs = replace(p, ids=tuple(ids))
+    for rows in ([3], [40]):
+        every = {row for group in vars(split(catalogue, rows, UnlearnOptions())).values() for row in group}
+        assert not every & {3, 40}
+
+
+def test_the_deal_hangs_on_ids_and_not_on_the_order_of_the_file():
+    straight = families(near=False)
+    shuffled = families(np.random.default_rng(1).permutation(len(straight)), near=False)
+    ids = straight.paragraphs.ids
+
+    def named(catalogue):
+        row = catalogue.paragraphs.ids.index(ids[7 * SIBLINGS])
+        found = split(catalogue, [row], UnlearnOptions(keep=20, seed=3))
+        return {name: {catalogue.paragraphs.ids[r] for r in rows} for name, rows in vars(found).items()}
+
+    assert named(straight) == named(shuffled)
+    assert plan(straight, [70]) == plan(straight, [70])
+    assert plan(straight, [70]).kept != plan(straight, [70], UnlearnOptions(seed=1)).kept
+
+
+def test_many_families_at_stake_leave_strangers_to_keep():
+    catalogue = families()
+    rows = [family * SIBLINGS + 4 for family in range(FAMILIES)]
+    found = split(catalogue, rows, UnlearnOptions(keep=24))
+    recited = catalogue.em == 10
+    assert sum(recited[found.kept]) >= 6
+    assert found.others
+    assert found.family
+    assert found.relearn
+
+
+def test_the_run_says_what_was_chosen_and_takes_its_defaults_from_the_request():
+    catalogue = families()
+    request = plan(catalogue, [2, 13])
+    row = catalogue.paragraphs.row
+    defaults = Unlearn(targets=(row(2), row(13)), kept=request.kept, prefix_length=PREFIX)
+    for name in ("objective", "mask", "place", "sparsity", "goal", "steps", "learning_rate", "kl_weight", "seed"):
+        assert getattr(request, name) == getattr(defaults, name), name
+    assert request.targets == defaults.targets
+    found = split(catalogue, [2, 13], UnlearnOptions())
+    for name in ("kept", "held_out", "others", "family", "general"):
+        assert getattr(request, name) == tuple(row(r) for r in getattr(found, name)), name
+    assert request.left_context == row(found.left_context[0])
+    # Held-out siblings are rows 5..9 of each family; their NLL is their number over a hundred.
+    assert request.sibling_nll == (0.07, 0.17)
+    catalogue.paragraphs.repetitions[:] = -1
+    assert plan(catalogue, [2]).sibling_nll == ()
+
+
+def test_what_remains_is_measured_on_text_that_the_run_never_saw():
+    catalogue = families()
+    options = UnlearnOptions(seed=2)
+    run, question = plan(catalogue, [2], options), remains(catalogue, [2], options)
+    assert question.paragraphs == run.targets
+    assert question.other_text
+    seen = {*run.targets, *run.kept, *run.held_out, *run.others, *run.family, *run.general}
+    assert not seen & set(question.other_text)
+    assert question.left_context == run.left_context
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "alternatives", "says"),
+    [
+        ([], {}, (), "at least one"),
+        ([2, 2], {}, (), "twice"),
+        ([2], {"keep": 0}, (), "--keep"),
+        ([7], {}, (), "is not recited"),
+        ([2], {"objective": "edit"}, (), "one alternative for each"),
+        ([2], {"objective": "edit"}, ((1, 2, 3),), "has 3 tokens with its prefix; it needs 20"),
+        ([2], {}, ((1, 2, 3),), "go with the objective edit"),
+    ],
+)
+def test_a_run_that_cannot_be_meant_is_said(rows, options, alternatives, says):
+    with pytest.raises(UsageError, match=says):
+        plan(families(), rows, UnlearnOptions(**options), alternatives)
+
+
+def test_a_set_with_nothing_to_keep_is_said():
+    one = catalogue_of(np.arange(20)[None], [10])
+    with pytest.raises(UsageError, match="no paragraph left to keep"):
+        plan(one, [0])
+    unknown = families()
+    unknown.em[5] = -1
+    with pytest.raises(UsageError, match="159 of 160 are known"):
+        plan(unknown, [0])
+    same = families()
+    with pytest.raises(UsageError, match="is the paragraph itself"):
+        plan(same, [2], UnlearnOptions(objective="edit"), (same.paragraphs.row(2),))
+    # What is not recited can be taught, and a paragraph can be pushed on for its own sake.
+    assert plan(same, [7], UnlearnOptions(objective="memorize")).targets == (same.paragraphs.row(7),)
+    assert plan(same, [7], UnlearnOptions(goal="steps")).targets == (same.paragraphs.row(7),)
+
+
+def ask_with(answers):
+    asked = []
+
+    async def ask(request):
+        request = getattr(request, "request", request)
+        asked.append(request)
+        return SimpleNamespace(result=answers[type(request)](request))
+
+    return ask, asked
+
+
+def test_alternatives_begin_with_the_rows_own_prefix():
+    catalogue = families()
+    row = catalogue.paragraphs.row(2)
+
+    def said(request):
+        return SimpleNamespace(tokens=np.arange(request.length) + 100)
+
+    def swept(request):
+        drops = np.zeros(PREFIX)
+        drops[4] = 7
+        return SimpleNamespace(drops=lambda: drops, replacements=np.arange(PREFIX)[:, None] + 50)
+
+    ask, asked = ask_with(
+        {Continue: said, Sweep: swept, EncodeText: lambda r: SimpleNamespace(tokens=np.array([9, 8]))}
+    )
+    found = asyncio.run(perturbed_alternative(ask, catalogue, 2, ((3, 77),)))
+    assert found == (*row[:PREFIX], *range(100, 110))
+    assert asked == [Continue((*row[:3], 77, *row[4:PREFIX]), 10)]
+    asyncio.run(worst_alternative(ask, catalogue, 2, 5))
+    assert asked[-2].seed == 5
+    assert asked[-2].reference == "true"
+    assert asked[-1].prompt == (*row[:4], 54, *row[5:PREFIX])
+    typed = asyncio.run(typed_alternative(ask, catalogue, 2, "some text", "demo"))
+    assert typed == (*row[:PREFIX], 9, 8, *range(100, 108))
+    assert asked[-1] == Continue((*row[:PREFIX], 9, 8), 8)
+    with pytest.raises(UsageError, match="at positions 0"):
+        asyncio.run(perturbed_alternative(ask, catalogue, 2, ((10, 1),)))
+    same, _ = ask_with({Continue: lambda r: SimpleNamespace(tokens=np.array(row[PREFIX:]))})
+    with pytest.raises(UsageError, match="goes on as before"):
+        asyncio.run(perturbed_alternative(same, catalogue, 2, ((3, 77),)))
+    for tokens in (np.arange(11), np.arange(0)):
+        ask, _ = ask_with({EncodeText: lambda r, tokens=tokens: SimpleNamespace(tokens=tokens)})
+        with pytest.raises(UsageError, match=f"has {len(tokens)} tokens"):
+            asyncio.run(typed_alternative(ask, catalogue, 2, "some text", "demo"))
+
+
+def test_the_commands_know_the_names_of_the_requests():
+    assert (cli.OBJECTIVES, cli.MASKS, cli.GOALS) == (OBJECTIVES, MASKS, GOALS)

@@ -1,0 +1,91 @@
+"""A training step of an unlearning run over a plain forward and backward pass of the same batch.
+
+At GPT-Neo 125M's shape and on the embedded model. The plain pass is what one would write without memloc: labels in,
+the gradient of every parameter out, of the raw model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+from memloc_core import language_model
+from memloc_core.language_model import LanguageModel
+from memloc_core.requests import OpenModel, Unlearn
+from memloc_core.unlearning import masks
+from memloc_core.unlearning.training import Training
+from memloc_core.unlearning.weights import Adam
+from tests.benchmarks.common import paired, ratio, report
+
+LAYERS, HEADS, WIDTH, VOCABULARY = 12, 12, 768, 50257
+KEPT = {"125M": 3, "embedded": 16}  # rows in a step beside the one that is changed
+
+
+def finish(steps: Any) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value
+
+
+def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
+    """Ratios of a step with single weights, with whole neurons, and with all weights."""
+    draw = torch.Generator().manual_seed(0)
+    rows = tuple(map(tuple, torch.randint(0, lm.info.vocabulary, (KEPT[name] + 1, 100), generator=draw).tolist()))
+    request = Unlearn(rows[:1], rows[1:], goal="steps", kept_per_step=KEPT[name])
+    run = Training(lm, request)
+    run.keep_what_was()
+    batch = run.batch()
+    ids = torch.tensor(rows)
+    labels = ids.clone()
+    labels[:, :50] = -100
+
+    def plain() -> None:
+        lm.model.requires_grad_(True)
+        lm.model(input_ids=ids, labels=labels).loss.backward()
+        lm.model.requires_grad_(False)
+        lm.model.zero_grad(set_to_none=True)
+
+    works = {"plain": plain}
+    total = masks.size(lm, "dense", 1.0)
+    kinds = {"0.1 % at random": "random", "neurons": "neurons"} | ({"all": "dense"} if name == "embedded" else {})
+    for kind, mask in kinds.items():
+        asked = Unlearn(rows[:1], rows[1:], goal="steps", mask=mask)  # type: ignore[arg-type]
+        chosen = Training(lm, asked)
+        chosen.keep_what_was()
+        weights = finish(chosen.choose(masks.size(lm, asked.mask, asked.sparsity)))  # type: ignore[arg-type]
+        adam = Adam(weights.old, 1e-3)
+
+        def step(weights: Any = weights, adam: Adam = adam) -> None:
+            _, gradient = run.gradient(weights, weights.start, batch)
+            adam.step(weights.start, gradient)
+
+        works[kind] = step
+    for work in works.values():
+        work()
+    taken = paired(repeats, **works)
+    figures = {f"{name}, plain forward + backward, seconds": min(taken["plain"])}
+    figures |= {f"{name}, step with {kind} / plain": ratio(taken, kind, "plain") for kind in kinds}
+    figures[f"{name}, state of Adam in % of the weights"] = 2 * masks.size(lm, "random", 0.001) / total * 100
+    return figures
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"attention_types": [[["global", "local"], LAYERS // 2]], "num_heads": HEADS}
+    demo = language_model.load(OpenModel("demo", device="cpu"))
+    figures = measure(demo, "embedded", 7)
+    with tempfile.TemporaryDirectory() as folder:
+        GPTNeoForCausalLM(GPTNeoConfig(hidden_size=WIDTH, num_layers=LAYERS, **shape)).save_pretrained(folder)
+        lm = language_model.load(OpenModel(folder, device="cpu"))
+    figures |= measure(lm, "125M", 3)
+    goals = {key: ("<=", 1.15) for key in figures if key.endswith("/ plain")}
+    report("unlearning step, fp32", figures, goals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""`memloc-tui download`, against a hub on this machine: what arrives, what is refused, and that nothing ever hangs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from memloc_core import sources
+from memloc_core.errors import MemlocError, UsageError
+from memloc_core.language_model import load
+from memloc_core.requests import OpenModel
+from memloc_tui import download as fetching
+from memloc_tui.settings import Settings
+from tests.fake_hub import COMMIT, FakeHub, is_large
+
+NAME = "somebody/tiny-neo"
+OTHER = "f" * 40
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub, an empty cache, and a program that waits for a second where it would for many."""
+    hub = FakeHub()
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(fetching, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.4)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield hub
+    signal.signal(signal.SIGTERM, handler)
+    hub.close()
+
+
+@pytest.fixture(scope="module")
+def files(tiny_checkpoint) -> dict[str, bytes]:
+    """A real checkpoint as a hub has it: with much beside it that is not needed."""
+    own = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+    return own | {
+        "README.md": b"# tiny",
+        "modeling_tiny.py": b"raise SystemExit('run')",
+        "pytorch_model.bin": b"a pickle" * 1000,
+        "model.onnx": b"x" * 100,
+        "original/model.safetensors": b"y" * 100,
+        "vocab.json": b"{}",
+    }
+
+
+def fetch(name=NAME, revision="", as_json=False):
+    fetching.download(Settings(revision=revision), name, as_json)
+
+
+def refused(**options) -> str:
+    started = time.monotonic()
+    with pytest.raises(MemlocError) as caught:
+        fetch(**options)
+    assert time.monotonic() - started < 8
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 500
+    return said
+
+
+def no_model_here(name=NAME, revision=""):
+    with pytest.raises(UsageError):
+        sources.model_folder(name, revision)
+    return True
+
+
+def same(files, names=("config.json", "model.safetensors")):
+    """Whether a model of this name is here, with these very bytes."""
+    folder = sources.model_folder(NAME)
+    return all((folder / name).read_bytes() == files[name] for name in names)
+
+
+def logits(model, revision=""):
+    lm = load(OpenModel(str(model), device="cpu", revision=revision))
+    with torch.inference_mode():
+        return lm.logits(lm.hidden(torch.arange(40)[None]))
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "memloc_tui", *arguments]
+
+
+# ------------------------------------------------------------------------------------------------------- what arrives
+
+
+def test_a_model_arrives_and_opens_by_its_name(hub, files, tiny_checkpoint):
+    hub.give(NAME, files)
+    assert no_model_here()
+    done = subprocess.run(command("download", NAME, "--json"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    folder = sources.model_folder(NAME)
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "vocab.json"}
+    assert (said["folder"], said["commit"], set(said["files"])) == (str(folder), COMMIT, wanted)
+    assert {path.name for path in folder.iterdir()} == wanted == set(hub.fetched())
+    assert all((folder / name).read_bytes() == files[name] for name in wanted)
+    assert said["bytes"] == sum(len(files[name]) for name in wanted)
+    assert torch.equal(logits(NAME), logits(tiny_checkpoint))
+
+
+def test_hugging_faces_own_tools_find_what_was_fetched(hub, files):
+    hub.give(NAME, files)
+    fetch()
+    program = f"""
+from huggingface_hub import hf_hub_download, scan_cache_dir
+print(hf_hub_download({NAME!r}, "config.json", local_files_only=True))
+(repo,) = scan_cache_dir().repos
+print(repo.repo_id, *[(r.commit_hash, *r.refs) for r in repo.revisions])
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert said.stdout.splitlines() == [
+        str(sources.model_folder(NAME) / "config.json"),
+        f"{NAME} ('{COMMIT}', 'main')",
+    ]
+
+
+def test_what_is_there_already_is_not_fetched_again(hub, files):
+    hub.give(NAME, files)
+    fetch()
+    before = hub.fetched()
+    fetch()
+    assert hub.fetched() == before
+
+
+def test_shards_arrive_with_their_index(hub, tiny_checkpoint, tmp_path):
+    load(OpenModel(str(tiny_checkpoint), device="cpu")).model.save_pretrained(tmp_path / "s", max_shard_size="20KB")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    assert sum(map(is_large, files)) > 2
+    hub.give(NAME, files | {"model-00099-of-00099.safetensors": b"of another upload"})
+    fetch()
+    assert {path.name for path in sources.model_folder(NAME).iterdir()} == set(files)
+    assert same(files, files)
+
+
+def test_a_pickle_comes_only_where_there_is_nothing_else(hub, files, tiny_checkpoint, tmp_path):
+    torch.save(load(OpenModel(str(tiny_checkpoint), device="cpu")).model.state_dict(), tmp_path / "pytorch_model.bin")
+    pickled = {"config.json": files["config.json"], "pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
+    hub.give(NAME, pickled | {"modeling_tiny.py": b""})
+    fetch()
+    assert same(pickled, pickled)
+    assert {path.name for path in sources.model_folder(NAME).iterdir()} == set(pickled)
+
+
+def test_revisions_lie_beside_each_other(hub, files, make_checkpoint):
+    other = make_checkpoint("other", vocab_size=90)
+    hub.give(NAME, files)
+    hub.give(NAME, {path.name: path.read_bytes() for path in other.iterdir()}, "step/1000", OTHER)
+    fetch(revision="step/1000")
+    with pytest.raises(UsageError, match=r"holds somebody/tiny-neo at step/1000, but not at main"):
+        sources.model_folder(NAME)
+    fetch()
+    assert sources.model_folder(NAME).name == COMMIT
+    for revision in ("step/1000", OTHER, OTHER[:7]):
+        assert sources.model_folder(NAME, revision).name == OTHER
+    assert torch.equal(logits(NAME, "step/1000"), logits(other))
+    assert load(OpenModel(NAME, device="cpu", revision="step/1000")).info.name == "tiny-neo@step/1000"
+    for revision in ("abc", "../../..", "", "/etc", "step/..", "a b", "ffffff"):
+        assert revision == "" or no_model_here(revision=revision)
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(hub, files, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.give(NAME, files)
+    fetch()
+    tokens = {(path.startswith("/cdn/"), headers.get("Authorization")) for path, headers in hub.requests}
+    assert tokens == {(False, "Bearer hf_secret"), (True, None)}
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "kind", "says"),
+    [
+        ("api", 401, "GatedRepo", r"is gated: accept .*`hf auth login`"),
+        ("api", 403, "", r"is gated: accept .* HF_TOKEN"),
+        ("config.json", 401, "GatedRepo", "is gated"),
+        ("config.json", 403, "GatedRepo", "is gated"),
+        ("api", 401, "RepoNotFound", "has no somebody/tiny-neo, or it is private"),
+        ("api", 401, "", "has no somebody/tiny-neo, or it is private"),
+        ("api", 404, "RepoNotFound", "has no somebody/tiny-neo"),
+        ("api", 404, "RevisionNotFound", "no branch, tag or commit 'main'"),
+        ("api", 500, "", "HTTP 500"),
+        ("api", 503, "", "HTTP 503"),
+        ("api", 429, "", "asks to wait"),
+        ("model.safetensors", 404, "EntryNotFound", r"has no somebody/tiny-neo: model\.safetensors"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(hub, files, part, code, kind, says):
+    hub.give(NAME, files)
+    hub.refuse = (part, code, kind)
+    said = refused()
+    assert re.search(says, said), said
+    assert no_model_here()
+
+
+def test_names_and_revisions_that_are_not_there(hub, files):
+    hub.give(NAME, files)
+    assert "has no somebody/else" in refused(name="somebody/else")
+    assert "no branch, tag or commit 'v9'" in refused(revision="v9")
+
+
+@pytest.mark.parametrize("name", ["", "demo", "a/b/c", "../x", "/etc", "a b", "a\nb", "--help", "a--b/c", ".", "x/.."])
+def test_what_cannot_be_a_name_is_not_asked_for(hub, name):
+    with pytest.raises(UsageError):
+        fetch(name)
+    assert hub.requests == []
+
+
+def test_a_folder_an_offline_setting_and_a_strange_endpoint(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="is a folder here"):
+        fetch("mine")
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
+    with pytest.raises(UsageError, match="HF_ENDPOINT"):
+        fetch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):
+        fetch()
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [("config.json", r"no config\.json"), ("model.safetensors pytorch_model.bin", "no weights")],
+)
+def test_what_is_no_model(hub, files, gone, says):
+    hub.give(NAME, {name: content for name, content in files.items() if name not in gone.split()})
+    with pytest.raises(MemlocError, match=says):
+        fetch()
+
+
+def test_an_index_that_names_what_is_not_there(hub, files):
+    left = {name: content for name, content in files.items() if not is_large(name)}
+    for index in (b'{"weight_map": {"a": "../../../secret.safetensors"}}', b"[]", b'{"weight_map": 5}'):
+        hub.give(NAME, left | {"model.safetensors.index.json": index})
+        assert "does not say in which files" in refused()
+
+
+def test_something_that_is_no_hub(hub):
+    hub.portal = True
+    assert "no hub's answer" in refused()
+
+
+def test_nobody_listens(hub, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        assert "refused" in refused()
+    monkeypatch.setenv("HF_ENDPOINT", "http://no-such-host.invalid")
+    assert "no-such-host.invalid" in refused()
+
+
+def test_a_hub_that_accepts_and_never_answers(hub, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert "no answer" in refused()
+
+
+def test_a_name_server_that_never_answers(hub, monkeypatch):
+    """Looking up a name takes no timeout and cannot be interrupted."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 9)
+    assert "does not answer within 1 s" in refused()
+
+
+def test_an_earlier_copy_is_named_where_the_hub_cannot_be_reached(hub, files, monkeypatch):
+    hub.give(NAME, files)
+    fetch()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert f"A copy that was fetched earlier is here: {sources.model_folder(NAME)}" in refused()
+
+
+# -------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def parts():
+    """Sizes of what has arrived in part."""
+    return [path.stat().st_size for path in sources.repository(NAME).glob("blobs/*.incomplete")]
+
+
+def asked_from(hub):
+    return [int(h["Range"][6:-1]) for path, h in hub.requests if path.startswith("/cdn/") and "Range" in h]
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(hub, files):
+    hub.give(NAME, files)
+    hub.cut = [8192, 8192]
+    fetch()
+    assert asked_from(hub) == [8192, 16384]
+    assert same(files)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_hub_that_falls_silent_is_left_and_the_next_call_goes_on(hub, files, ranges):
+    hub.give(NAME, files)
+    hub.stall = 20480
+    said = refused()
+    assert "are kept; the same command goes on" in said
+    (kept,) = parts()
+    assert kept >= 20480
+    assert no_model_here()
+    hub.stall, hub.ranges = None, ranges
+    hub.requests.clear()
+    before = hub.sent
+    fetch()
+    assert asked_from(hub)[0] == kept
+    assert (hub.sent - before < len(files["model.safetensors"])) == ranges
+    assert same(files)
+    assert parts() == []
+
+
+def test_bytes_that_are_not_those_of_the_hash_are_never_a_model(hub, files):
+    hub.give(NAME, files)
+    content = bytearray(files["model.safetensors"])
+    content[1000] ^= 1
+    hub.wrong = {"model.safetensors": bytes(content)}
+    assert "arrived damaged twice" in refused()
+    assert no_model_here()
+    assert parts() == [0]
+
+
+def test_a_remainder_of_something_else_is_thrown_away(hub, files):
+    hub.give(NAME, files)
+    blobs = sources.repository(NAME) / "blobs"
+    blobs.mkdir(parents=True)
+    name = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    (blobs / f"{name}.incomplete").write_bytes(b"z" * 5000)
+    fetch()
+    assert same(files)
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_fetched(hub, files, monkeypatch):
+    hub.give(NAME, files)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    assert "0.01 MB free" in refused()
+    assert hub.fetched() == []
+
+
+def test_a_disk_that_fills_up_is_named(hub, files, monkeypatch):
+    hub.give(NAME, files)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert "is full; what has arrived is kept" in refused()
+    assert no_model_here()
+    fetch()
+    assert sources.model_folder(NAME)
+
+
+def test_a_cache_that_cannot_be_written(hub, files, tmp_path, monkeypatch):
+    hub.give(NAME, files)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    assert "cannot be written" in refused()
+
+
+def test_two_at_once_do_not_write_one_file(hub, files):
+    hub.give(NAME, files)
+    hub.pace = 0.05
+    first = subprocess.Popen(command("download", NAME), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: hub.sent > 20_000)
+    assert "by another process" in refused()
+    hub.pace = 0.0
+    assert first.wait(30) == 0
+    assert sources.model_folder(NAME)
+
+
+def wait_for(true, seconds=20):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_it_at_once_and_nothing_half_counts_as_a_model(hub, files, signal_):
+    hub.give(NAME, files)
+    hub.pace = 0.2
+    process = subprocess.Popen(command("download", NAME), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(parts()) and hub.sent > 20_000)
+    started = time.monotonic()
+    process.send_signal(signal_)
+    assert process.wait(20) == 130
+    assert time.monotonic() - started < 3
+    assert "stopped; what has arrived is kept" in process.stderr.read()
+    assert no_model_here()
+    assert not (Path(os.environ["HF_HUB_CACHE"]) / "models--somebody--tiny-neo" / "snapshots").exists()
+    hub.pace = 0.0
+    hub.requests.clear()
+    fetch()
+    assert asked_from(hub)[0] > 0
+    assert same(files)
+
+
+def test_exit_codes_and_sentences_of_the_command(hub, files):
+    hub.give(NAME, files)
+    for arguments, code in ((("download", "somebody/else"), 1), (("download", "a/b/c"), 2), (("download",), 2)):
+        done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,235 @@
+"""The real `memloc-tui scan`: killed, resumed, watched, on several engines, on a full disk, and on Ray where it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+COMMAND = (sys.executable, "-m", "memloc_tui")
+KILLS = int(os.environ.get("MEMLOC_SCAN_KILLS", "1"))
+OPTIONS = ("--model", "tiny", "--device", "cpu", "--keep", "memorized,partly,non-memorized:40", "--min-unique", "0")
+BLOCKS = ("--block-tokens", "2000")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_checkpoint, tmp_path_factory):
+    """A checkpoint, a corpus of ids in which few windows recur, and what an undisturbed scan makes of it."""
+    folder = tmp_path_factory.mktemp("scans")
+    shutil.copytree(tiny_checkpoint, folder / "tiny")
+    generator = np.random.default_rng(0)
+    passage = generator.integers(0, 120, 150).tolist()
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number in range(200):
+            ids = generator.integers(0, 120, 200).tolist()
+            ids = ids[:50] + passage + ids if number % 25 == 0 else ids
+            file.write(json.dumps({"tokens": ids}) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(place):
+    return os.environ | {
+        "MEMLOC_CACHE_DIR": str(place / "cache"),
+        "MEMLOC_STATE_DIR": str(place / "state"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+    }
+
+
+@pytest.fixture(scope="module")
+def start(place, environment):
+    def start(*arguments, **options):
+        return subprocess.Popen(
+            (*COMMAND, *arguments),
+            cwd=place,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def memloc(start):
+    def run(*arguments, **options):
+        process = start(*arguments, **options)
+        out, err = process.communicate(timeout=400)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(memloc, place):
+    done = memloc("scan", "corpus.jsonl", "--out", "whole.parquet", *OPTIONS, *BLOCKS, "--count-duplicates", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), pq.read_table(place / "whole.parquet")
+
+
+def blocks_of(folder):
+    return sum(path.name.isdecimal() for path in (folder / "blocks").glob("*"))
+
+
+def wait_for(condition, process, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_scan_prints_its_sums_and_leaves_a_set_and_nothing_else(whole, place):
+    report, table = whole
+    assert report["complete"]
+    assert report["blocks_done"] == report["blocks"] > 5
+    assert report["documents"] == 200
+    assert report["windows"] == sum(report["ems"]) == 200 * 3 + 8 * 4
+    assert report["tokens"] == 200 * 200 + 8 * 200
+    assert report["kept"] == [0, 0, 40] == [0, 0, len(table)]
+    assert not (place / "whole.parquet.scan").exists()
+    counts = {tuple(row["tokens"]): row["count"] for row in table.to_pylist()}
+    assert set(counts.values()) <= {1, 8}
+    about = json.loads(pq.read_metadata(place / "whole.parquet").metadata[b"memloc.scan"])
+    assert about["report"]["complete"]
+
+
+def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, place):
+    folder, out = place / "killed.parquet.scan", place / "killed.parquet"
+    draw = random.Random(1)
+    command = ("scan", "corpus.jsonl", "--out", "killed.parquet", *OPTIONS, *BLOCKS, "--count-duplicates", "--json")
+    times = {}
+
+    def further(before):
+        done = blocks_of(folder)
+        return before < done or (folder / "windows.npy").exists()
+
+    for _ in range(KILLS):
+        process = start(*command, start_new_session=True)
+        before = blocks_of(folder)
+        if draw.random() < 0.8:  # else wherever it is in starting
+            wait_for(partial(further, before), process)
+        time.sleep(draw.random() * 0.5)
+        process.kill()
+        process.communicate()
+        now = {p.name: p.stat().st_mtime_ns for p in (folder / "blocks").glob("[0-9]*")} if folder.is_dir() else {}
+        assert all(now.get(name) == written for name, written in times.items()), "a finished block was written again"
+        times = now
+    done = memloc(*command, "--workers", "2")  # how many engines there are makes no difference either
+    assert done.returncode == 0, done.stderr
+    report, table = whole
+    assert pq.read_table(out).equals(table)
+    again = json.loads(done.stdout)
+    assert {k: v for k, v in again.items() if k not in ("seconds", "reading", "scoring", "out", "counts")} == {
+        k: v for k, v in report.items() if k not in ("seconds", "reading", "scoring", "out", "counts")
+    }
+    assert (place / "killed.counts.npy").read_bytes() == (place / "whole.counts.npy").read_bytes()
+    assert sorted(p.name for p in place.glob(".*")) == []
+
+
+def test_while_a_scan_runs_its_set_opens_a_second_scan_is_refused_and_ctrl_c_ends_it(start, memloc, place):
+    process = start("scan", "corpus.jsonl", "--out", "open.parquet", *OPTIONS, *BLOCKS)
+    wait_for((place / "open.parquet").exists, process)
+    process.send_signal(signal.SIGSTOP)  # a scan that takes hours looks like this to who opens its set
+    try:
+        refused = memloc("scan", "corpus.jsonl", "--out", "open.parquet", *OPTIONS, *BLOCKS)
+        assert refused.returncode == 2
+        assert "Another scan is writing" in refused.stderr
+        shown = memloc("list", "--model", "tiny", "--device", "cpu", "--paragraphs", "open.parquet", "--json")
+        assert shown.returncode == 0, shown.stderr
+        rows = pq.read_table(place / "open.parquet").to_pylist()
+        assert [row["em"] for row in json.loads(shown.stdout)] == [row["em"] for row in rows]
+    finally:
+        process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    if process.returncode != 0:  # it may have been through already
+        assert process.returncode == 130
+        assert "blocks are kept" in err
+        assert "Traceback" not in err
+
+
+def test_a_full_disk_is_said_and_what_is_finished_is_kept(memloc, place):
+    """A limit on the size of files stands in for the disk: both end a write in the middle."""
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))  # less than a block's file
+
+    done = memloc("scan", "corpus.jsonl", "--out", "full.parquet", *OPTIONS, *BLOCKS, preexec_fn=little_room)
+    assert done.returncode == 1
+    assert "cannot be written: File too large. What is finished is kept; make room" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not (place / "full.parquet").exists()
+    assert (place / "full.parquet.scan" / "manifest.json").exists()
+    assert not [p for p in (place / "full.parquet.scan").rglob(".*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nothing.jsonl", "--out", "x.parquet"), "There is no corpus"),
+        (("corpus.jsonl", "--out", "nowhere/x.parquet"), "cannot be written"),
+        (("corpus.jsonl", "--out", "x.parquet", "--window", "40"), "something has to follow it"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_leaves_no_file(arguments, said, memloc, place):
+    done = memloc("scan", *arguments, "--model", "tiny", "--device", "cpu")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(place.glob("x.*"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_finds_what_one_process_finds_also_when_a_worker_is_killed(whole, start, place):
+    process = start(
+        "scan",
+        "corpus.jsonl",
+        "--out",
+        "ray.parquet",
+        *OPTIONS,
+        *BLOCKS,
+        "--count-duplicates",
+        "--engine",
+        "ray",
+    )
+    folder = place / "ray.parquet.scan"
+    try:
+        wait_for(lambda: blocks_of(folder) >= 2, process, 400)
+        killed = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdecimal() and b"ray::MapWorker" in _command_line(entry)
+        ]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert killed
+    assert pq.read_table(place / "ray.parquet").equals(whole[1])
+
+
+def _command_line(entry):
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""

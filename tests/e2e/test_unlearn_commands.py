@@ -1,0 +1,246 @@
+"""`memloc-tui unlearn` and `compare-masks` with the real engine: what they keep, also when they are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+
+from memloc_core import edit_files
+from memloc_core.requests import ExactMatch, Unlearn
+from tests.conftest import result
+
+COMMAND = (sys.executable, "-m", "memloc_tui")
+QUICK = ("--keep", "4", "--lr", "0.01")  # few rows to hold, large steps: a run of seconds
+FEW = ("--relearn", "1")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unlearn")
+    return {
+        "MEMLOC_CACHE_DIR": str(folder / "cache"),
+        "MEMLOC_STATE_DIR": str(folder / "state"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def files(demo, demo_paragraphs, tmp_path_factory):
+    """A short file of paragraphs, and the ids of its recited ones in order."""
+    em = result(demo, ExactMatch(tuple(map(tuple, demo_paragraphs.tokens.tolist())))).em
+    recited, others = np.flatnonzero(em == 50)[:10], np.flatnonzero(em <= 10)[:14]
+    path = tmp_path_factory.mktemp("paragraphs") / "few.jsonl"
+    lines = [{"tokens": demo_paragraphs.tokens[row].tolist()} for row in (*recited, *others)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path, [demo_paragraphs.ids[row] for row in recited], [demo_paragraphs.ids[row] for row in others]
+
+
+@pytest.fixture(scope="module")
+def memloc(own, files):
+    def run(*arguments):
+        options = {"capture_output": True, "text": True, "timeout": 240, "stdin": subprocess.DEVNULL}
+        return subprocess.run((*COMMAND, "--paragraphs", str(files[0]), *arguments), env=os.environ | own, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unlearned(memloc, files, tmp_path_factory):
+    """One paragraph taken out: what was printed, and the edit file."""
+    out = tmp_path_factory.mktemp("edit") / "gone.safetensors"
+    done = memloc("unlearn", "--paragraph", files[1][0], *QUICK, *FEW, "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), out
+
+
+def test_one_paragraph_is_taken_out_and_the_edit_works_on_other_commands(memloc, files, unlearned):
+    told, out = unlearned
+    kept = edit_files.read_edit(out)
+    best = told["best"]
+    assert told["ids"] == [files[1][0]]
+    assert told["em"][0] == [50]
+    assert told["em"][best][0] <= 5
+    assert told["stopped"] == "goal"
+    assert told["edit"]["fingerprint"] == kept.result.edit.fingerprint
+    assert told["changed"] == int((kept.result.edit.old != kept.result.edit.new).sum())
+    assert len(kept.result.edit) == told["edit"]["weights"] == 787
+    assert np.array_equal(kept.result.em, np.array(told["em"]))
+    # Another command, another process, the same answer: with the file, with the stored edit's name, and without.
+    after = told["em"][best][0]
+    for edit, em in ((str(out), after), (told["edit"]["fingerprint"][:8], after), (None, 50)):
+        given = ("--edit", edit) if edit else ()
+        done = memloc("analyze", "exact-match", "--paragraph", files[1][0], *given, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["em"] == em
+    before, after = told["remains"]["before"], told["remains"]["after"]
+    assert before["em"] == [50]
+    assert after["em"] == told["em"][best]
+    assert after["longest_run"] == told["longest_run"][best]
+    assert before["greedy"] != after["greedy"]
+    assert told["old_text"] != told["new_text"]
+    listed = json.loads(memloc("edits", "list", "--json").stdout)
+    assert [edit["fingerprint"] for edit in listed] == [told["edit"]["fingerprint"]]
+
+
+def test_people_read_both_goals_what_it_took_and_both_texts(memloc, files, unlearned):
+    told, _ = unlearned
+    done = memloc("unlearn", "--paragraph", files[1][0], *QUICK, *FEW)  # known already, and so is what remains
+    assert done.returncode == 0, done.stderr
+    assert "break: met (EM " in done.stdout
+    assert "forget: " in done.stdout
+    assert f"after step {told['best']}" in done.stdout or f"{len(told['loss'])} step" in done.stdout
+    for words in ("changed", "others", "longest run under", "rounding to 8 bits", "before", "after", "--edit "):
+        assert words in done.stdout, words
+    assert done.stdout.count(files[1][0]) == 1
+
+
+def test_an_alternative_is_taught_in_its_place(memloc, files, tmp_path):
+    out = tmp_path / "taught.safetensors"
+    large = ("--steps", "8", "--sparsity", "0.05", "--kl-weight", "0.1")
+    arguments = (*large, "--objective", "edit", "--alternative", " nobody at all.")
+    done = memloc("unlearn", "--paragraph", files[1][1], *QUICK, *FEW, *arguments, "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    told, request = json.loads(done.stdout), edit_files.read_edit(out).request
+    assert isinstance(request, Unlearn)
+    (taught,), (target,) = request.alternatives, request.targets
+    assert taught[:50] == target[:50]
+    assert len(taught) == len(target)
+    assert told["taught_em"][told["best"]][0] > told["taught_em"][0][0]
+    assert " nobody at all." in told["new_text"][0] or told["taught_em"][told["best"]][0] < 4
+
+
+def started(own, files, *arguments):
+    """A run that takes far longer than any test waits."""
+    endless = ("unlearn", *QUICK, "--goal", "steps", "--steps", "5000")
+    command = (*COMMAND, "--paragraphs", str(files[0]), *endless, *arguments)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(command, env=os.environ | own, **pipes)
+
+
+def wait_for(condition, process, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_leaves_its_best_step_or_nothing(own, files, memloc, tmp_path, how):
+    out = tmp_path / "half.safetensors"
+    process = started(own, files, "--paragraph", files[1][2], "--out", str(out))
+    wait_for(out.exists, process)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=30)
+    kept = edit_files.read_edit(out)  # verified whole
+    assert kept.result.stopped == "cancelled"
+    assert 0 < kept.result.best <= len(kept.result.loss)
+    em = kept.result.em[kept.result.best, 0]
+    assert em < 50
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"step {kept.result.best}" in said
+        assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == [out.name], "no half-written file beside it"
+    done = memloc("analyze", "exact-match", "--paragraph", files[1][2], "--edit", str(out), "--json")
+    assert json.loads(done.stdout)["em"] == em, done.stderr
+
+
+def test_an_engine_that_dies_leaves_the_best_step_in_the_store(own, files):
+    process = started(own, files, "--paragraph", files[1][3])
+    store = os.path.join(own["MEMLOC_STATE_DIR"], "edits")
+
+    def new():
+        return [name for name in os.listdir(store) if not name.startswith(".")] if os.path.isdir(store) else []
+
+    before = set(new())
+    wait_for(lambda: set(new()) - before, process)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "memloc_core.worker"], capture_output=True, text=True
+    )
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the best step so far" in said
+    assert "Traceback" not in said
+    (name,) = set(new()) - before  # earlier steps of the same run have made way
+    kept = edit_files.read_edit(edit_files.Path(store) / name)
+    assert kept.result.em[kept.result.best, 0] < 50
+    os.unlink(os.path.join(store, name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ((), 2, "Which paragraphs?"),
+        (("--paragraph", "RECITED", "--alternative", "x"), 2, "--objective edit"),
+        (("--paragraph", "RECITED", "--objective", "edit", "--replace", "60", " the"), 2, "positions 0..49"),
+        (("--paragraph", "OTHER"), 2, "is not recited"),
+        (("--paragraph", "RECITED", "--out", "/nowhere/at/all.safetensors"), 2, "cannot be written"),
+        (("--paragraph", "RECITED", "--lr", "1e30"), 1, "No edit is kept"),
+    ],
+)
+def test_what_cannot_be_unlearned_is_said_in_a_sentence(memloc, files, arguments, code, says):
+    known = {"RECITED": files[1][4], "OTHER": files[2][0]}
+    done = memloc("unlearn", *(known.get(argument, argument) for argument in arguments))
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+COMPARE = ("compare-masks", "--objectives", "unlearn", "--limit", "2", "--steps", "2", *QUICK)
+
+
+def test_masks_are_compared_and_a_comparison_goes_on_where_it_was(memloc, files, tmp_path):
+    first = memloc(*COMPARE, "--masks", "all", "--json")  # as if it had been killed after these
+    assert first.returncode == 0, first.stderr
+    assert "2 runs of 2 paragraphs, 0 of them known" in first.stderr
+    arguments = (*COMPARE, "--masks", "all", "--masks", "random")
+    folder = tmp_path / "figure"
+    done = memloc(*arguments, "--out", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "4 runs of 2 paragraphs, 2 of them known" in done.stderr
+    told = json.loads(done.stdout)
+    assert told == json.loads((folder / "table.json").read_text())
+    assert [arm["label"] for arm in told["arms"]] == ["all weights", "random 0.1 %"]
+    for arm in told["arms"]:
+        own = [trial for trial in told["trials"] if trial["mask"] == arm["mask"]]
+        assert arm["runs"] == len(own) == 2
+        np.testing.assert_allclose(arm["em_lost"]["mean"], np.mean([t["em_before"] - t["em"] for t in own]), rtol=1e-6)
+        np.testing.assert_allclose(arm["others_em"]["mean"], np.mean([t["others_em"] for t in own]), rtol=1e-6)
+        assert arm["em_lost"]["low"] is None, "two paragraphs give no interval"
+    by_mask = {arm["mask"]: arm for arm in told["arms"]}
+    assert by_mask["dense"]["weights"] > 700_000
+    assert by_mask["random"]["weights"] <= 787
+    assert by_mask["random"]["em_lost"]["mean"] < by_mask["dense"]["em_lost"]["mean"]
+    xml.dom.minidom.parse(str(folder / "picture.svg"))
+    table = (folder / "table.md").read_text()
+    assert table.count("\n| ") == 3
+    again = memloc(*arguments, "--out", str(folder))
+    assert "4 of them known" in again.stderr
+    assert "random 0.1 %" in again.stdout
+    assert json.loads((folder / "table.json").read_text()) == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--masks", "best"), "no mask 'best'"),
+        (("--masks", "ratio", "--protocol", "paper"), "only"),
+        (("--out", "FILE"), "is a file"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_a_sentence(memloc, files, arguments, says):
+    done = memloc("compare-masks", *(str(files[0]) if argument == "FILE" else argument for argument in arguments))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,226 @@
+"""What is left of a paragraph, against generate, naive loops, and a full copy of the model that is really changed."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from memloc_core.analyses.remains import edit_distance, repetition
+from memloc_core.engine import analysis
+from memloc_core.errors import Cancelled, MemlocError, UsageError
+from memloc_core.language_model import load, weight_fingerprint
+from memloc_core.requests import ExactMatch, MeasureRemains, OpenModel
+from memloc_core.unlearning.watching import longest_run
+from tests.conftest import result
+
+
+@pytest.fixture(scope="module")
+def sets(demo, demo_paragraphs):
+    """Two recited paragraphs, one that is not, and text that none of them is in."""
+    rows = tuple(map(tuple, demo_paragraphs.tokens[:64].tolist()))
+    em = result(demo, ExactMatch(rows)).em
+    recited = [row for row, n in zip(rows, em, strict=True) if n == 50][:2]
+    fresh = [demo_paragraphs.row(row) for row, split in enumerate(demo_paragraphs.split) if split == "fresh"]
+    return (*recited, fresh[0]), fresh[1], tuple(fresh[2:8])
+
+
+@pytest.fixture(scope="module")
+def told(demo, sets):
+    paragraphs, left, other = sets
+    return result(
+        demo, MeasureRemains(paragraphs, 50, left, other, relearn_steps=3, relearn_rate=4e-3, relearn_batch=4)
+    )
+
+
+def twin_of(lm):
+    """The same weights, loaded once more without memloc."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(lm.info.folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def predicted(model, ids):
+    """The argmax after each token, by the model's own forward pass."""
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+
+
+def naive_run(right):
+    best = 0
+    for start in range(len(right)):
+        for stop in range(start, len(right) + 1):
+            if all(right[start:stop]):
+                best = max(best, stop - start)
+    return best
+
+
+def naive_distance(a, b):
+    @functools.cache
+    def between(i, j):
+        if i == 0 or j == 0:
+            return i + j
+        return min(between(i - 1, j) + 1, between(i, j - 1) + 1, between(i - 1, j - 1) + (a[i - 1] != b[j - 1]))
+
+    return between(len(a), len(b))
+
+
+def exact_matches(model, paragraphs):
+    """EM of each paragraph, token by token."""
+    matches = []
+    for row in paragraphs:
+        said = predicted(model, row)
+        wrong = [i for i in range(50) if said[49 + i] != row[50 + i]]
+        matches.append(wrong[0] if wrong else 50)
+    return matches
+
+
+def test_longest_run_distance_and_repetition_are_those_of_naive_loops():
+    rng = np.random.default_rng(0)
+    right = rng.random((40, 12)) < 0.7
+    assert longest_run(torch.from_numpy(right)).tolist() == [naive_run(row.tolist()) for row in right]
+    a, b = rng.integers(0, 4, (30, 9)), rng.integers(0, 4, (30, 7))
+    distances = [naive_distance(tuple(x), tuple(y)) / 9 for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    np.testing.assert_allclose(edit_distance(a, b), distances, rtol=1e-6)
+    tokens = np.array([[1, 2, 3, 4] * 3, [*range(12)], [7] * 12])
+    # Of nine 4-grams each: a cycle of four shows four, a constant shows one.
+    np.testing.assert_allclose(repetition(tokens), [5 / 9, 0, 8 / 9], rtol=1e-6)
+
+
+def test_each_prefix_is_scored_as_the_model_itself_scores_it(demo, sets, told):
+    paragraphs, left, _ = sets
+    assert told.variants[0] == "prefix"
+    before = {"prefix": (), "after begin-of-text": (demo.bos,)}
+    before |= {f"extended by {n}": left[-n:] for n in (1, 5, 10, 20, 50)}
+    seen = set()
+    for name, runs in zip(told.variants, told.extracted.tolist(), strict=True):
+        cut = int(name.split()[-1]) if name.startswith("shifted") else 0
+        for row, run in zip(paragraphs, runs, strict=True):
+            ids = [*before.get(name, ()), *row[cut:]]
+            said = predicted(demo.model, ids)[-51:-1]
+            assert run == naive_run([a == b for a, b in zip(said, row[50:], strict=True)]), name
+        seen.add(name)
+    assert seen == {*before, *(f"shifted by {n}" for n in (1, 5, 10, 20))}
+    assert told.longest_run.tolist() == told.extracted[0].tolist()
+    assert told.em.tolist() == exact_matches(demo.model, paragraphs)
+    assert told.em[:2].tolist() == [50] * 2
+    assert told.em[2] < 50
+
+
+def test_greedy_text_is_what_generate_says(demo, sets, told):
+    paragraphs, _, other = sets
+    prefixes = torch.tensor([row[:50] for row in (*paragraphs, *other)])
+    settings = {"max_new_tokens": 50, "min_new_tokens": 50, "do_sample": False, "pad_token_id": 0}
+    whole = demo.model.generate(prefixes, attention_mask=torch.ones_like(prefixes), **settings)
+    texts, fresh = whole[: len(paragraphs), 50:].tolist(), whole[len(paragraphs) :, 50:]
+    assert told.greedy.tolist() == texts
+    far = [naive_distance(tuple(text), row[50:]) / 50 for text, row in zip(texts, paragraphs, strict=True)]
+    np.testing.assert_allclose(told.edit_distance, far, rtol=1e-6)
+    assert told.extracted_at_75.tolist() == [int(1 - share >= 0.75) for share in far]
+    assert told.fresh_repetition.tolist() == repetition(fresh.numpy()).tolist()
+
+
+def test_relearning_is_adam_on_a_full_copy(demo, sets, told):
+    paragraphs, _, other = sets
+    twin = twin_of(demo)
+    adam = torch.optim.Adam(twin.parameters(), lr=4e-3)
+    draw = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(other), generator=draw)
+    rows, expected = torch.tensor(other), [exact_matches(twin, paragraphs)]
+    for step in range(3):
+        if step:  # two of the six rows are left, which are fewer than a batch
+            order = torch.randperm(len(other), generator=draw)
+        chosen = rows[order[:4]]
+        adam.zero_grad()
+        logits = twin(chosen).logits[:, :-1]
+        F.cross_entropy(logits.flatten(0, 1), chosen[:, 1:].flatten()).backward()
+        adam.step()
+        expected.append(exact_matches(twin, paragraphs))
+    assert told.relearned_em.tolist() == expected
+    assert told.relearned_longest.shape == (4, 3)
+    assert expected[-1] != expected[0], "the steps are too small to see anything"
+
+
+def test_eight_bits_are_those_of_a_rounded_copy(demo, sets, told):
+    twin = twin_of(demo)
+    with torch.no_grad():
+        for name, weight in twin.named_parameters():
+            if ".h." in name and weight.dim() == 2:
+                for row in weight:
+                    step = row.abs().max() / 127
+                    row.copy_((row / step).round() * step)
+    assert any(not torch.equal(a, b) for a, b in zip(twin.parameters(), demo.model.parameters(), strict=True))
+    assert told.eight_bit_em.tolist() == exact_matches(twin, sets[0])
+
+
+def test_weights_are_the_originals_between_two_steps_and_after_a_cancellation(demo, sets):
+    paragraphs, left, other = sets
+    lengths = {"shifts": (5,), "extensions": (5,), "relearn_steps": 2, "relearn_batch": 2}
+    request = MeasureRemains(paragraphs[:1], 50, left, other[:2], relearn_rate=1e-2, **lengths)
+    original = weight_fingerprint(demo.model)
+    places = [parameter.data_ptr() for parameter in demo.model.parameters()]
+    steps = analysis(demo, request)
+    for progress in steps:
+        assert weight_fingerprint(demo.model) == original, progress
+    demo_steps = analysis(demo, request)
+    while next(demo_steps).notice != "relearning":
+        pass
+    demo.cancelled.set()
+    try:
+        with pytest.raises(Cancelled):
+            next(demo_steps)
+    finally:
+        demo.cancelled.clear()
+    assert weight_fingerprint(demo.model) == original
+    assert [parameter.data_ptr() for parameter in demo.model.parameters()] == places
+    assert not any(parameter.requires_grad for parameter in demo.model.parameters())
+
+
+def test_a_conv1d_is_rounded_by_output_and_half_precision_comes_back_whole(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from memloc_core.analyses.remains import _eight_bit
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(tmp_path)
+    lm = load(OpenModel(str(tmp_path), "bfloat16", "cpu"))
+    weights = {id(parameter): rounded for parameter, rounded in _eight_bit(lm)}
+    fused = lm.model.transformer.h[0].attn.c_attn.weight  # [in, out]
+    whole = fused.float()
+    step = whole.abs().amax(0) / 127
+    assert torch.equal(weights[id(fused)], ((whole / step).round() * step).to(torch.bfloat16))
+    rows = tuple(tuple(range(i, i + 20)) for i in range(3))
+    request = MeasureRemains(rows[:1], 10, (), rows[1:], shifts=(2,), relearn_steps=20, relearn_rate=1e-4)
+    before = weight_fingerprint(lm.model)
+    told = result(lm, request)
+    assert told.relearned_em.shape == (21, 1)
+    assert told.variants == ("prefix", "shifted by 2")
+    assert weight_fingerprint(lm.model) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shifts": (50,)}, "shifted by 50"),
+        ({"relearn_rate": 0.0}, "positive rate"),
+        ({"other_text": "paragraphs"}, "other text"),
+        ({"left_context": (99_999,)}, "Token id 99999"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(demo, sets, change, says):
+    paragraphs, left, other = sets
+    given = {"left_context": left, "other_text": other} | change
+    if given["other_text"] == "paragraphs":
+        given["other_text"] = (other[0], paragraphs[0])
+    with pytest.raises(UsageError, match=says):
+        result(demo, MeasureRemains(paragraphs, 50, **given))
+
+
+def test_training_that_blows_up_is_said(demo, sets):
+    paragraphs, _, other = sets
+    with pytest.raises(MemlocError, match="a rate below 1e\\+30"):
+        result(demo, MeasureRemains(paragraphs[:1], 50, (), other[:2], (), (), relearn_rate=1e30, relearn_steps=3))
+    assert result(demo, ExactMatch(paragraphs[:1])).em.tolist() == [50]
