@@ -40,7 +40,9 @@ class Terminal:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        full = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
+        # COLUMNS and LINES, which a test runner may have set, would stand above the terminal's own size.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        full = {**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
         self.started = time.perf_counter()
         self.process = ptyprocess.PtyProcess.spawn(
             command, dimensions=(rows, columns), env=full, cwd=str(cwd) if cwd else None

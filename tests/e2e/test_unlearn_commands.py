@@ -185,7 +185,7 @@ def test_an_engine_that_dies_leaves_the_best_step_in_the_store(own, files):
         (("--paragraph", "RECITED", "--objective", "edit", "--replace", "60", " the"), 2, "positions 0..49"),
         (("--paragraph", "OTHER"), 2, "is not recited"),
         (("--paragraph", "RECITED", "--out", "/nowhere/at/all.safetensors"), 2, "cannot be written"),
-        (("--paragraph", "RECITED", "--lr", "1e30"), 1, "No edit is kept"),
+        (("--paragraph", "RECITED", "--lr", "1e30"), 1, "no edit is kept"),
     ],
 )
 def test_what_cannot_be_unlearned_is_said_in_a_sentence(memloc, files, arguments, code, says):
