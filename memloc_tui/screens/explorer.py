@@ -177,6 +177,7 @@ class Explorer(Screen[None]):
         self.asking, self.sweeping, self.choosing = Asking(self), Sweeping(self), Choosing(self, chooser)
         self.locating, self.editing, self.finds = Locating(self), Editing(self), Finds(self)
         self.touring = Touring(self)
+        self.list.moved = self._follow_list
         if self.memloc.wants_tour:
             await self.touring.begin()
 
@@ -304,8 +305,8 @@ class Explorer(Screen[None]):
 
     # ------------------------------------------------------------------------------------------ what the widgets report
 
-    def on_row_list_moved(self, message: RowList.Moved) -> None:
-        if message.rows is self.list and self.list.current is not None:
+    def _follow_list(self) -> None:
+        if self.list.current is not None:
             self.select(self.list.current)
 
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:

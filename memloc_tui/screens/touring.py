@@ -102,8 +102,11 @@ class Touring:
         study = self.explorer.study
         if self._card is None:
             return
-        if study is None or study.current < 0 or study.catalogue.known < len(study.catalogue):
+        if study is None or study.current < 0 or not study.identity:
             self._say("The model is opening …", "")
+            return
+        if self.at == 0 and study.catalogue.known < len(study.catalogue):
+            self._say("The model is asked to continue every paragraph …", "")
             return
         if self._start < 0:
             if self.at == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -84,6 +85,8 @@ class RowList(ScrollView, can_focus=True):
         self.count = 0
         self.cursor = -1
         self.empty = empty
+        # Called at once, before the message is read: the next key may be in the queue already, and means the new row.
+        self.moved: Callable[[], None] | None = None
 
     def row(self, index: int, width: int) -> list[Segment]:
         """The row's segments, any width: cut and padded by the caller."""
@@ -135,6 +138,8 @@ class RowList(ScrollView, can_focus=True):
             self.repaint_row(before)
             self.repaint_row(index)
             self.reveal()
+            if self.moved is not None:
+                self.moved()
             self.post_message(self.Moved(self, index))
 
     def reveal(self) -> None:

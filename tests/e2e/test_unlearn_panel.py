@@ -74,7 +74,7 @@ def test_a_run_is_watched_paused_stopped_flipped_to_and_survives_its_engine(
             (DOWN * 3, "‹ 100▏ ›"),
             ("5", "‹ 5▏ ›"),
             ("00", "‹ 500▏ ›"),
-            (DOWN * 3, "‹ 48▏ ›"),
+            (DOWN * 3, "‹ 96▏ ›"),
             ("8", "‹ 8▏ ›"),
         ):
             terminal.type(keys)
