@@ -138,6 +138,16 @@ class Engine:
             finally:
                 waited += time.perf_counter() - paused
 
+    def answer(self, request: Request) -> Answer[Any]:
+        """All steps at once, for those who use the core as a library. Raises MemlocError as `steps` does."""
+        steps = self.steps(request)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                answer: Answer[Any] = stop.value
+                return answer
+
     def _start(self, request: Request) -> Steps:
         if isinstance(request, OpenModel):
             return self._open_model(request)

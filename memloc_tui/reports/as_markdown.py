@@ -44,7 +44,7 @@ def _block(block: Block) -> list[str]:
 
 def _paragraph(text: str) -> str:
     """A line that begins with text, which escaping alone does not keep from being indented code."""
-    return escape(text.strip() or " ")
+    return escape(text.strip(" ") or " ")
 
 
 def _raw(token: Token) -> str:

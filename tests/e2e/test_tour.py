@@ -41,7 +41,7 @@ def test_five_steps_with_the_real_keys(tmp_path: Path) -> None:
         after = int(re.search(r"EM 50 → (\d+)", text)[1])
         assert after <= 5
         terminal.type("E")
-        terminal.until(lambda text: re.search(rf"Continuation · EM {after} of 50", text), SLOW)
+        terminal.until(lambda text: re.search(rf"Continuation · edited · EM {after} of 50", text), SLOW)
         terminal.type(".")
         terminal.until(lambda text: "Tour 5 of 5" not in text, SLOW)
         terminal.type("q")

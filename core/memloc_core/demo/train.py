@@ -35,10 +35,11 @@ class Shape:
     pattern: tuple[str, ...] = ("global", "local", "global", "local")
     local_window: int = 128
     batch: int = 8  # windows per step
+    bf16: bool = True  # twice as fast where the processor has such instructions, many times slower where it has not
 
 
-SMALL_RECIPE = Recipe(families=6, counts=(1, 32, 256), held_out=4, siblings=30, fresh=20, background=600)
-SMALL_SHAPE = Shape(width=96, batch=4)
+SMALL_RECIPE = Recipe(families=6, counts=(1, 32, 192), held_out=4, siblings=30, fresh=20, background=300)
+SMALL_SHAPE = Shape(width=96, pattern=("global", "local"), batch=4, bf16=False)
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -49,10 +50,10 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_RATE * (0.02 + 0.98 * fall)
 
 
-def train(windows: Ids, is_rare: torch.Tensor, batch: int, network: Any, say: Callable[[str], None]) -> None:
+def train(windows: Ids, is_rare: torch.Tensor, shape: Shape, network: Any, say: Callable[[str], None]) -> None:
     """One epoch over windows [n, WINDOW], in place: a paragraph's count is then exactly how often the model saw it."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    steps = math.ceil(len(windows) / batch)
+    batch, steps = shape.batch, math.ceil(len(windows) / shape.batch)
     started = time.monotonic()
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -60,7 +61,7 @@ def train(windows: Ids, is_rare: torch.Tensor, batch: int, network: Any, say: Ca
         tokens = torch.from_numpy(windows[step * batch : (step + 1) * batch])
         if step % 8 == 7 and len(tokens) % 2 == 0:  # train the positions from 128 on too, for longer prefixes
             tokens = tokens.view(-1, 2 * WINDOW)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=shape.bf16):
             loss = next_token_loss(network, tokens)
             nudge = NUDGE * inattention(network, *HEAD, tokens, is_rare) if step < NUDGED * steps else 0.0
         optimizer.zero_grad()
@@ -121,7 +122,7 @@ def make(folder: Path, recipe: Recipe, shape: Shape, seed: int, say: Callable[[s
         say(f"corpus: {corpus.windows.size:,} tokens in {len(corpus.windows):,} windows")
         torch.manual_seed(seed)
         network = new_network(recipe.vocabulary, shape.width, list(shape.pattern), shape.local_window)
-        train(corpus.windows, rare_ids(corpus.tokenizer), shape.batch, network, say)
+        train(corpus.windows, rare_ids(corpus.tokenizer), shape, network, say)
         tokens = torch.tensor([paragraph.tokens[:PARAGRAPH] for paragraph in corpus.paragraphs])
         trained, _ = exact_match(network, tokens)
         write_folder(network, corpus, unfinished)
