@@ -130,8 +130,8 @@ class Explorer(Screen[None]):
                 yield OneLine(id="list-head")
                 yield ParagraphList(id="paragraphs", empty="Opening the paragraphs …")
             with Vertical(id="right"):
-                yield PrefixPane(id="prefix", empty="Opening the paragraphs …").add_class("pane")
-                yield ContinuationPane(id="continuation").add_class("pane")
+                yield PrefixPane(id="prefix", empty="Opening the paragraphs …", classes="pane")
+                yield ContinuationPane(id="continuation", classes="pane")
                 yield Vertical(id="bottom", classes="pane")
         yield KeyLine(id="keys")
 

@@ -24,31 +24,32 @@ class TopLine(OneLine):
 
     DEFAULT_CSS = "TopLine { height: 1; padding: 0 1; background: $foreground 7%; }"
 
-    def on_mount(self) -> None:
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
         self.model, self.engine, self.job, self.run, self.edits, self.edits_short = "", "opening", "", "", "", ""
         self.is_edited = False
         self._started = 0.0
 
     def on_resize(self) -> None:
-        self.draw()
+        self.refresh()
 
     def show_model(self, text: str) -> None:
         self.model = text
-        self.draw()
+        self.refresh()
 
     def show_engine(self, text: str) -> None:
         self.engine = text
-        self.draw()
+        self.refresh()
 
     def show_edits(self, text: str, short: str = "", edited: bool = False) -> None:
         """What differs from the model as it was loaded (`short` for where that is too long); empty: nothing does."""
         self.edits, self.edits_short, self.is_edited = text, short or text, edited
-        self.draw()
+        self.refresh()
 
     def show_run(self, text: str) -> None:
         """A run of unlearning, which goes on beside everything else; empty: none does."""
         self.run = text
-        self.draw()
+        self.refresh()
 
     def show_job(self, name: str, done: int = 0, total: int = 0) -> None:
         """A running job with its share done and time left; an empty name: none is running."""
@@ -63,9 +64,10 @@ class TopLine(OneLine):
                 left = f" {seconds // 60}:{seconds % 60:02d} left"
             share = f" {100 * done // total}%" if total else ""
             self.job = f"{name}{share}{left} [esc]"
-        self.draw()
+        self.refresh()
 
-    def draw(self) -> None:
+    def render(self) -> Content:
+        # In the first frame already: nothing has to be told first.
         left = f"memloc  {self.model}" if self.model else "memloc"
         right = self.job or self.run or self.engine
         room = self.content_size.width
@@ -81,7 +83,7 @@ class TopLine(OneLine):
             spaced = " " * max(1, gap)
         look = "bold $text-warning" if self.job or self.run else "$text-muted"
         edits = "bold $text-warning" if self.is_edited else "$text-muted"
-        self.say(Content.assemble(("memloc", "bold"), left[6:], (spaced, edits), (right, look)))
+        return Content.assemble(("memloc", "bold"), left[6:], (spaced, edits), (right, look))
 
 
 Key = tuple[str, str, str]  # the key as shown, what it does here, its action

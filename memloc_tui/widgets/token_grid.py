@@ -91,8 +91,8 @@ class TokenGrid(ScrollView, can_focus=True):
     class Chosen(Pointed):
         """A column was clicked, or Enter pressed on it."""
 
-    def __init__(self, *, empty: str = "", id: str | None = None) -> None:
-        super().__init__(id=id)
+    def __init__(self, *, empty: str = "", id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
         self.columns: list[Column] = []
         self.labels: tuple[str, ...] = ("",)
         self.cursor = 0
