@@ -86,12 +86,27 @@ class MemlocApp(App[None], inherit_bindings=False):
         return screen
 
     def on_mount(self) -> None:
+        if not self.is_headless:
+            self._end_when_told()
         if self._wanted_theme:
             if self._wanted_theme in self.available_themes:
                 self.theme = self._wanted_theme
             else:
                 self.say(f"There is no theme called {self._wanted_theme}; ctrl+p lists them.", severity="warning")
         self.call_after_refresh(self.reopen)
+
+    def _end_when_told(self) -> None:
+        """SIGTERM leaves as `q` does, so that the terminal is given back in order; a second one ends us at once."""
+        import asyncio
+        import signal
+
+        loop = asyncio.get_running_loop()
+
+        def told() -> None:
+            loop.remove_signal_handler(signal.SIGTERM)
+            self.exit(return_code=128 + signal.SIGTERM)
+
+        loop.add_signal_handler(signal.SIGTERM, told)
 
     # --------------------------------------------------------------------------------------------------------- session
 
@@ -100,7 +115,7 @@ class MemlocApp(App[None], inherit_bindings=False):
         self.run_worker(self._open, group="open", exclusive=True, exit_on_error=False)
 
     async def _open(self) -> None:
-        from memloc_core.errors import MemlocError
+        from memloc_core.errors import EngineDied, MemlocError
         from memloc_tui import state
 
         if not self._resumed:
@@ -121,6 +136,9 @@ class MemlocApp(App[None], inherit_bindings=False):
         try:
             await session.open(self.explorer.part)
         except MemlocError as error:
+            if isinstance(error, EngineDied) and session.known:
+                self.engine_died(error)  # with everything from the cache on screen: the next question starts it again
+                return
             self.explorer.top.show_engine("not opened · r tries again")
             self.explorer.fail(str(error))
             await session.close()

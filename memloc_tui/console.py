@@ -147,14 +147,31 @@ class Asker:
             self.catalogue.learn(chunk, answer.result)
 
 
+class Ending:
+    """Ctrl-C and SIGTERM cancel a command's work; `code` is the exit code then, 128 and the signal's number."""
+
+    def __init__(self) -> None:
+        self.code = 128 + signal.SIGINT
+
+    def watch(self) -> None:
+        """From now on SIGTERM cancels the current task."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def told() -> None:
+            self.code = 128 + signal.SIGTERM
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told)
+
+
 def run(settings: Settings, work: Callable[[Asker], Coroutine[Any, Any, T]]) -> T:
     """Open a session, do the work, close it. SIGTERM and Ctrl-C end the engine too. Raises MemlocError."""
+    ending = Ending()
 
     async def main() -> T:
         err = Console(stderr=True)
-        current = asyncio.current_task()
-        assert current is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+        ending.watch()
         session = Session(settings, on_notice=lambda text: err.print(Text(f"memloc-tui: {visible(text)}")))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
@@ -176,7 +193,7 @@ def run(settings: Settings, work: Callable[[Asker], Coroutine[Any, Any, T]]) -> 
         return asyncio.run(main())
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("memloc-tui: stopped; what was finished is kept in the cache.", err=True)
-        sys.exit(130)
+        sys.exit(ending.code)
 
 
 def record(catalogue: Catalogue, row: int, fields: dict[str, Any], answer: Answer[Any]) -> dict[str, Any]:

@@ -86,7 +86,13 @@ def download(settings: Settings, name: str, as_json: bool) -> None:
     """Bring a model into the local Hugging Face cache. Raises MemlocError; Ctrl-C ends it and loses nothing."""
     revision = settings.revision or "main"
     _check_name(name, revision)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    ended_by = [signal.SIGINT]
+
+    def told_to_end(*_: object) -> None:
+        ended_by.append(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, told_to_end)
     try:
         hub = Hub(name, revision)
         try:
@@ -97,7 +103,7 @@ def download(settings: Settings, name: str, as_json: bool) -> None:
             raise MemlocError(f"{error}{_already_here(name, settings.revision)}") from None
     except KeyboardInterrupt:
         click.echo("memloc-tui: stopped; what has arrived is kept, and the same command goes on from there.", err=True)
-        sys.exit(130)
+        sys.exit(128 + ended_by[-1])
     total = sum(file.size for file in offer.files)
     if as_json:
         about = {"model": name, "revision": revision, "commit": offer.commit, "folder": str(folder)}

@@ -92,10 +92,11 @@ class EngineClient:
                     )
             except OSError as error:
                 raise EngineDied(f"The engine process cannot be started: {error.strerror or error}.") from None
-            self._reader = asyncio.create_task(self._read(self._process))
             self._set_state("loading")
             self.opened = asyncio.ensure_future(self._send(self.opening, None))
             self.opened.add_done_callback(self._on_opened)
+            # After it: an engine that has ended already must find whom to tell.
+            self._reader = asyncio.create_task(self._read(self._process))
             # Its frame must stand first in the pipe, before any question that needs the model.
             await asyncio.sleep(0)
 

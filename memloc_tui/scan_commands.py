@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,7 +35,7 @@ from memloc_core.requests import (
 )
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions, ScanState
-from memloc_tui.console import Out, print_json, table_of
+from memloc_tui.console import Ending, Out, print_json, table_of
 from memloc_tui.engine_client import EngineClient
 from memloc_tui.files import check_can_be_written
 from memloc_tui.glyphs import visible
@@ -132,10 +131,10 @@ def scan(
     def notice(text: str) -> None:
         console.print(Text(f"memloc-tui: {visible(text)}"))
 
+    ending = Ending()
+
     async def main() -> tuple[ScanReport, float]:
-        current = asyncio.current_task()
-        assert current is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+        ending.watch()
         began = time.monotonic()
         async with AsyncExitStack() as stack:
             clerk = await _client(stack, FindCorpus(corpus, model))
@@ -163,7 +162,7 @@ def scan(
             "on from there.",
             err=True,
         )
-        sys.exit(130)
+        sys.exit(ending.code)
     _tell(report, seconds, folder, options, as_json)
 
 

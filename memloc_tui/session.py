@@ -77,6 +77,7 @@ class Session:
         self._flights: dict[str, _Flight] = {}
         self._on_part: Callable[[str], None] = lambda part: None
         self._model_key = ""
+        self._told: set[str] = set()
 
     async def open(self, on_part: Callable[[str], None] = lambda part: None, *, lazily: bool = False) -> None:
         """Open vocabulary, paragraphs and model. `on_part` gets "vocabulary", "paragraphs", "model" as each is there
@@ -110,7 +111,7 @@ class Session:
         if known := self._known(self._model_key, opening):
             self._set_part("model", known.result)
             check(self.edits, known.result)
-        if lazily and self.vocabulary and self.paragraphs and self.model:
+        if lazily and self.known:
             return
         await client.start()
         for request, part in ((vocabulary, "vocabulary"), (paragraphs, "paragraphs")):
@@ -122,6 +123,11 @@ class Session:
         answer = await asyncio.shield(client.opened)
         self._confirm(answer)
         check(self.edits, answer.result)
+
+    @property
+    def known(self) -> bool:
+        """Whether vocabulary, paragraphs and model are there, be it from the cache."""
+        return self.vocabulary is not None and self.paragraphs is not None and self.model is not None
 
     def set_edits(self, edits: Sequence[ActiveEdit]) -> None:
         """From now on ask with these edits, applied in this order; those that are off are only kept in the list.
@@ -209,6 +215,7 @@ class Session:
 
         try:
             answer = await self._client.ask(flight.question, heard)
+            self._tell(answer.provenance.notices)
             # The engine opens its model before it computes, and the answer is that of the weights it found.
             assert self._client.opened is not None
             self._confirm(await asyncio.shield(self._client.opened))
@@ -220,6 +227,13 @@ class Session:
             raise
         finally:
             self._land(key, flight)
+
+    def _tell(self, notices: tuple[str, ...]) -> None:
+        """What the engine noticed while it computed, such as a batch that was too large: each sentence once."""
+        for notice in notices:
+            if notice not in self._told:
+                self._told.add(notice)
+                self.on_notice(notice)
 
     def _land(self, key: str, flight: _Flight) -> None:
         if self._flights.get(key) is flight:

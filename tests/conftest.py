@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,22 @@ def demo_paragraphs() -> Any:
     from memloc_core.requests import OpenParagraphs
 
     return open_paragraphs(OpenParagraphs("demo", "demo"))
+
+
+@pytest.fixture(scope="session")
+def scored_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that knows how every paragraph of the embedded model is recited: a copy saves a test the wait."""
+    folder = tmp_path_factory.mktemp("scored")
+    own = {"MEMLOC_CACHE_DIR": str(folder / "cache"), "MEMLOC_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1"}
+    command, nothing = [sys.executable, "-m", "memloc_tui", "list", "--json"], subprocess.DEVNULL
+    subprocess.run(command, env=os.environ | own, check=True, timeout=300, stdin=nothing, stdout=nothing)
+    return folder / "cache"
+
+
+@pytest.fixture
+def scored(scored_cache: Path, tmp_path: Path) -> None:
+    """The test's own cache begins as a copy of that one."""
+    shutil.copytree(scored_cache, tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

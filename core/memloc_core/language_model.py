@@ -256,7 +256,9 @@ class LanguageModel:
             try:
                 with peak.step((stop - start) * row) if peak else contextlib.nullcontext():
                     run(start, stop)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not _ran_out(error):
+                    raise
                 if stop - start == 1:
                     raise MemlocError(
                         f"Not enough memory on {self.device} for a single row of {length} tokens."
@@ -507,6 +509,11 @@ def _device(wanted: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise UsageError(f"--device {wanted}: not available on this machine; give auto, cpu, cuda:0 or mps.")
     return device
+
+
+def _ran_out(error: Exception) -> bool:
+    """Whether memory was too small: on a GPU torch has an error of its own for that, on a processor it has none."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -105,6 +105,10 @@ class FakeSession:
         self.on_state: Callable[[str], None] = lambda state: None
         self.on_notice: Callable[[str], None] = lambda text: None
 
+    @property
+    def known(self) -> bool:
+        return self.vocabulary is not None and self.paragraphs is not None and self.model is not None
+
     async def open(self, on_part: Callable[[str], None] = lambda part: None) -> None:
         if self.fail_open:
             raise self.fail_open

@@ -1,7 +1,7 @@
 """How well unlearning works on the embedded model: each target alone, from fresh weights, to either goal.
 
     python -m tests.benchmarks.bench_unlearning_quality [TARGETS] [--goal break|forget] [--mask M] [--place P]
-        [--sparsity S ...] [--keep N] [--learning-rate R] [--kl-weight W]
+        [--sparsity S ...] [--keep N] [--skip N] [--learning-rate R] [--kl-weight W]
 
 The paragraphs that are kept, and those that a run is judged by and never trained on, are dealt as for the explorer and
 the command line. Several sparsities give the curve over them. Every run is judged by `MeasureRemains` as well, which
@@ -105,6 +105,7 @@ def one(lm: LanguageModel, catalogue: Catalogue, row: int, options: UnlearnOptio
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="?", type=int, default=2)
+    parser.add_argument("--skip", type=int, default=0, help="leave so many out: what is tuned on must not be the test")
     parser.add_argument("--goal", choices=tuple(GOALS), action="append")
     parser.add_argument("--mask", default=Unlearn.mask)
     parser.add_argument("--place", default="")
@@ -118,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lm, catalogue = open_demo()
     memorized = np.flatnonzero(catalogue.em == catalogue.length)
-    targets = np.random.default_rng(1).permutation(memorized)[: chosen.targets].tolist()
+    targets = np.random.default_rng(1).permutation(memorized)[chosen.skip :][: chosen.targets].tolist()
     for goal in chosen.goal or tuple(GOALS):
         for sparsity in chosen.sparsity:
             options = UnlearnOptions(

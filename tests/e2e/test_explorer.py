@@ -76,7 +76,7 @@ def replace_token(terminal: Terminal, typed: str) -> None:
 
 
 @pytest.fixture
-def explorer():
+def explorer(scored):
     with Terminal(COMMAND) as terminal:
         terminal.until(known_and_settled, READY)
         yield terminal
@@ -119,14 +119,17 @@ def test_the_engine_is_killed_and_the_next_question_is_answered(explorer, demo, 
 
 
 @pytest.mark.parametrize("how", ["KILL", "TERM", "HUP", "terminal closed"])
-def test_the_explorer_goes_and_so_does_its_engine_and_reopening_resumes(how, demo_paragraphs):
+def test_the_explorer_goes_and_so_does_its_engine_and_reopening_resumes(how, scored, demo_paragraphs, tmp_path):
     with Terminal(COMMAND) as terminal:
         terminal.until(known_and_settled, READY)
         terminal.type("]]")
         terminal.settle()
         row = current(terminal, demo_paragraphs)
         engine = engine_of(terminal)
-        time.sleep(1.2)  # state is saved within a second
+        end = time.monotonic() + 10  # state is saved within a second, on a machine that has one to spare
+        while not any(demo_paragraphs.ids[row] in file.read_text() for file in (tmp_path / "state").glob("*.json")):
+            assert time.monotonic() < end
+            time.sleep(0.05)
         if how == "terminal closed":
             os.close(terminal.process.fd)
         else:
@@ -137,7 +140,7 @@ def test_the_explorer_goes_and_so_does_its_engine_and_reopening_resumes(how, dem
         assert current(again, demo_paragraphs) == row, text
 
 
-def test_quitting_is_quick_and_leaves_no_engine():
+def test_quitting_is_quick_and_leaves_no_engine(scored):
     with Terminal(COMMAND) as terminal:
         terminal.until(known_and_settled, READY)
         engine = engine_of(terminal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,9 +19,10 @@ CHEAP = ("--only", "all-or-nothing", "--only", "lower-nll", "--only", "rare-head
 
 
 @pytest.fixture(scope="module")
-def memloc(tmp_path_factory):
+def memloc(scored_cache, tmp_path_factory):
     """Run it; one cache for all runs."""
     folder = tmp_path_factory.mktemp("findings")
+    shutil.copytree(scored_cache, folder / "cache")
     own = {"MEMLOC_CACHE_DIR": str(folder / "cache"), "MEMLOC_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments):

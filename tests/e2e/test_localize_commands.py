@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -29,9 +30,10 @@ LIMIT = 12
 
 
 @pytest.fixture(scope="module")
-def memloc(tmp_path_factory):
+def memloc(scored_cache, tmp_path_factory):
     """Run an analysis; one cache for all of them, so that the list is scored once."""
     folder = tmp_path_factory.mktemp("localize")
+    shutil.copytree(scored_cache, folder / "cache")
     own = {"MEMLOC_CACHE_DIR": str(folder / "cache"), "MEMLOC_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments):

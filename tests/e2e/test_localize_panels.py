@@ -20,8 +20,8 @@ def number(text: str) -> float:
     return float(text.replace("−", "-"))
 
 
-def test_every_panel_of_the_embedded_model(demo: Any, demo_paragraphs: Any, tmp_path: Path) -> None:
-    environment = {"MEMLOC_STATE_DIR": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+def test_every_panel_of_the_embedded_model(demo: Any, demo_paragraphs: Any, scored: None, tmp_path: Path) -> None:
+    environment = {"MEMLOC_STATE_DIR": str(tmp_path / "state"), "MEMLOC_CACHE_DIR": str(tmp_path / "cache")}
     with Terminal(COMMAND, env=environment) as terminal:
         terminal.until(lambda text: re.search(r" \d+ mem ", text) and "EM 50 of 50" in text, SLOW)
         short = re.search(r"▸\s?([0-9a-f]{4,})", terminal.text)[1]

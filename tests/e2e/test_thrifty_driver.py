@@ -21,7 +21,7 @@ def cells(terminal: Terminal) -> tuple[str, list[list[tuple[object, ...]]]]:
     return terminal.text.partition("\n")[2], colours
 
 
-def test_a_person_sees_the_same_and_the_line_carries_far_less(tmp_path):
+def test_a_person_sees_the_same_and_the_line_carries_far_less(scored, tmp_path):
     seen, sent = [], []
     for driver in ("", "textual.drivers.linux_driver:LinuxDriver"):
         env = {"MEMLOC_STATE_DIR": str(tmp_path / f"state{driver[:3]}"), "MEMLOC_CACHE_DIR": str(tmp_path / "cache")}
@@ -46,8 +46,8 @@ def test_a_person_sees_the_same_and_the_line_carries_far_less(tmp_path):
     assert sent[0] < sent[1] / 4
 
 
-def test_the_screen_can_be_drawn_anew(tmp_path):
-    env = {"MEMLOC_STATE_DIR": str(tmp_path), "MEMLOC_CACHE_DIR": str(tmp_path)}
+def test_the_screen_can_be_drawn_anew(scored, tmp_path):
+    env = {"MEMLOC_STATE_DIR": str(tmp_path), "MEMLOC_CACHE_DIR": str(tmp_path / "cache")}
     with Terminal([sys.executable, "-m", "memloc_tui"], env=env) as terminal:
         terminal.until(ready, 180)
         terminal.settle(1.0)

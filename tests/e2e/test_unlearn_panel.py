@@ -57,7 +57,7 @@ def edited_exact_match(model: Any, file: Path, ids: torch.Tensor) -> int:
 
 
 def test_a_run_is_watched_paused_stopped_flipped_to_and_survives_its_engine(
-    demo: Any, demo_paragraphs: Any, tmp_path: Path
+    demo: Any, demo_paragraphs: Any, scored: None, tmp_path: Path
 ) -> None:
     environment = {"MEMLOC_STATE_DIR": str(tmp_path / "state"), "MEMLOC_CACHE_DIR": str(tmp_path / "cache")}
     with Terminal(COMMAND, env=environment) as terminal:

@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel, PeakMemory
 from memloc_core.requests import MeasureRemains, Progress, Remains
-from memloc_core.unlearning.watching import longest_run
+from memloc_core.unlearning.watching import GREEDY_ROWS, longest_run, repetition
 
 if TYPE_CHECKING:
     from memloc_core.requests import Floats, Ints
 
 SIMILAR = 0.75  # greedy text at least this similar to the continuation counts as extracted
-GRAM = 4  # tokens; repetition is counted over runs of this length
-_GREEDY_ROWS = 8  # decoded between two yields: a click must not wait for fifty passes over a full batch
 _FRESH_ROWS = 16  # of other text, whose repetition says what is usual
 _OWN_WEIGHTS = 4  # times the model's size: fp32 copy, gradient and Adam's two averages
 _Weights = list[tuple[nn.Parameter, Tensor]]
@@ -113,15 +111,6 @@ def edit_distance(a: Ints, b: Ints) -> Floats:
     return share
 
 
-def repetition(tokens: Ints) -> Floats:
-    """The share of 4-grams that stood in the same row before, of tokens [n, c], [n]; 0 where no two fit in a row."""
-    shares = []
-    for row in tokens.tolist():
-        grams = [tuple(row[i : i + GRAM]) for i in range(len(row) - GRAM + 1)]
-        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
-    return np.array(shares, np.float32)
-
-
 # ---------------------------------------------------------------------------------------------------- other prefixes
 
 
@@ -174,8 +163,8 @@ def _greedy(
 ) -> Generator[Progress, None, Ints]:
     """Greedy tokens [n, length] after prompts [n, p]."""
     parts = []
-    for start in range(0, len(prompts), _GREEDY_ROWS):
-        some = prompts[start : start + _GREEDY_ROWS]
+    for start in range(0, len(prompts), GREEDY_ROWS):
+        some = prompts[start : start + GREEDY_ROWS]
         with peak.step(len(some) * lm.row_bytes(prompts.shape[1] + length)), torch.inference_mode():
             parts.append(lm.greedy(some, length)[0].numpy())
         yield progress

@@ -51,6 +51,8 @@ def run(lm: LanguageModel, request: Unlearn) -> Steps:
     for _ in work.watch.look_before():
         yield Progress(0, request.steps)
     work.keep_what_was()
+    for _ in work.write_stand_ins():
+        yield Progress(0, request.steps)
     choosing = work.choose(k)
     while True:
         try:
@@ -182,6 +184,7 @@ class _Curves:
     broken: list[Tensor] = field(default_factory=list)
     forgotten: list[Tensor] = field(default_factory=list)
     taught: list[Tensor] = field(default_factory=list)
+    repetition: list[Tensor] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     groups: list[tuple[Floats, Floats, Floats]] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
@@ -205,7 +208,7 @@ class _Run(Training):
         self.curves, self.weights = _Curves(), weights
         self.whole = [self.watch.before()]
         self.drawn_back = 1.0
-        found = self.targets_at(weights, values)
+        found = yield from self._at(values, 0)
         self._note(found, 0.0, self.watch.before(SAMPLE))
         self.best, self.best_values = 0, values
         stopped: Stop = "steps"
@@ -228,7 +231,7 @@ class _Run(Training):
                 break
             values = adam.step(values, gradient)
             taken = time.perf_counter() - started
-            found = self.targets_at(weights, values)
+            found = yield from self._at(values, step - 1)
             if not bool(torch.isfinite(found.nll).all()):  # such a model recites nothing: it must not count as a goal
                 stopped = "loss"
                 reason = (
@@ -258,6 +261,17 @@ class _Run(Training):
     def _sends(self) -> bool:
         return len(self.weights) <= _WHOLE_EDITS
 
+    def _at(self, values: Tensor, done: int) -> Generator[Progress, None, Targets]:
+        """The changed paragraphs with `values` in the weights."""
+        writing = self.repetition_at(self.weights, values, self.targets_at(self.weights, values))
+        while True:
+            try:
+                next(writing)
+            except StopIteration as stop:
+                found: Targets = stop.value
+                return found
+            yield Progress(done, self.request.steps)
+
     def _drawn_back(
         self, values: Tensor, found: Targets, step: int
     ) -> Generator[Progress, None, tuple[Tensor, Targets]]:
@@ -267,7 +281,7 @@ class _Run(Training):
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             tried = start + middle * (values - start)
-            there = self.targets_at(self.weights, tried)
+            there = yield from self._at(tried, step - 1)
             if self.met(there):
                 high, best = middle, (tried, there)
             else:
@@ -352,6 +366,8 @@ class _Run(Training):
             broken=stacked(curves.broken),
             forgotten=stacked(curves.forgotten),
             taught=stacked(curves.taught),
+            repetition=stacked(curves.repetition),
+            fresh_repetition=self.fresh_repetition,
             whole_em=whole_em,
             whole_nll=whole_nll,
             whole_agreement=whole_agreement,

@@ -6,6 +6,7 @@ Letters: k changed weights, s steps, n changed paragraphs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Literal
 
 from memloc_core.requests.base import BACKGROUND, Request, Result, Tokens
@@ -133,6 +134,9 @@ class Unlearning(Result):
     broken: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where the goal "break" is met
     forgotten: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where the goal "forget" is met
     taught: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where what is taught is recited in full
+    repetition: Floats = field(default_factory=_no_floats)  # [s + 1, n] of the new text; nan where something stood in
+    # the way of "forget" before it, so that no text was written
+    fresh_repetition: float = nan  # what "forget" allows: of the original's own text after prefixes of other rows
     whole_em: Floats = field(default_factory=_no_floats)  # [2, GROUPS] as group_em: before, and at the best step
     whole_nll: Floats = field(default_factory=_no_floats)  # [2, GROUPS]; the second row is nan until the run is over
     whole_agreement: Floats = field(default_factory=_no_floats)  # [2, GROUPS]

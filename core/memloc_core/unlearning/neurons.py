@@ -78,7 +78,7 @@ def neuron_size(lm: LanguageModel, place: str) -> int:
 
 
 def detectors(
-    lm: LanguageModel, k: int, place: str, targets: Sequence[Rows], kept: Rows, most: int | None = None
+    lm: LanguageModel, k: int, place: str, targets: Sequence[Rows], kept: Rows, near: Rows | None = None, most: int | None = None
 ) -> MaskedWeights:
     """k weights of whole neurons, and values for them to start from.
 
@@ -91,12 +91,13 @@ def detectors(
     with torch.inference_mode():
         found = [_inputs(lm, mlp, rows) for rows in targets]
         negative, use = _inputs_everywhere(lm, mlp, kept) if len(kept) else (found[0][:0].flatten(0, 1), None)
+        close = _inputs_everywhere(lm, mlp, near)[0] if near is not None and len(near) else negative[:0]
     positive = torch.stack(found, 1)[:, :, :most].float().clone()  # [r, v, c, w]
     order = _least_used(mlp, use)
     m = min(k // mlp.size, positive.shape[2])
     bias = getattr(mlp.into[0].module, "bias", None)
     offset = torch.zeros(m, device=lm.device) if bias is None else bias.data[order[:m]].float()
-    keys = _fitted(positive, negative.float().clone(), offset) if m else torch.empty(0, positive.shape[-1])
+    keys = _fitted(positive, negative.float().clone(), close.float().clone(), offset) if m else torch.empty(0, positive.shape[-1])
     values: dict[str, list[Tensor]] = {m_.name: [] for m_ in (*mlp.into, mlp.out)}
     indices: dict[str, list[Tensor]] = {name: [] for name in values}
     left = k
@@ -123,7 +124,7 @@ def detectors(
     return weights
 
 
-def _fitted(positive: Tensor, negative: Tensor, offset: Tensor) -> Tensor:
+def _fitted(positive: Tensor, negative: Tensor, close: Tensor, offset: Tensor) -> Tensor:
     """Keys [m, w]: logistic regressions from the layer's inputs, [r, v, c, w] to be found and [x, w] to be left alone.
 
     Against many more kept positions than there are dimensions such a key separates all but a few in a thousand.
@@ -135,13 +136,15 @@ def _fitted(positive: Tensor, negative: Tensor, offset: Tensor) -> Tensor:
     keys = torch.zeros(m, w, device=positive.device, requires_grad=True)
     search = torch.optim.LBFGS([keys], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
+    resting = [some for some in (negative, close) if len(some)]
+
     def loss() -> Tensor:
         search.zero_grad()
         with torch.enable_grad():
             missed = F.softplus(_FIRES - positive @ keys.T - offset)  # [r, v, c, m]
             total = (missed * mine).sum() + _RIDGE * keys.square().sum()
-            if len(negative):
-                total = total + _KEPT_WEIGHT * F.softplus(negative @ keys.T + offset - _RESTS).mean(0).sum()
+            for negative in resting:
+                total = total + _KEPT_WEIGHT / len(resting) * F.softplus(negative @ keys.T + offset - _RESTS).mean(0).sum()
             total.backward()  # type: ignore[no-untyped-call]
         return total
 

@@ -17,6 +17,7 @@ from memloc_core.language_model import LanguageModel
 
 # How much a token that shall be wrong (or right) has to lose (or win) by, in logits.
 MARGIN = 0.5
+ALL = 0.0
 _LOGITS_AT_ONCE = 4_000_000  # elements; the loss holds about five such tensors at a time
 
 Push = Literal["weakest", "windows", "forget", "all", "nll", "teach"]
@@ -88,7 +89,9 @@ def push_loss(logits: Tensor, targets: Tensor, push: Push, *, run: int, nll: Ten
         return over.mean(-1)
     if push == "weakest":
         return over[:, : run + 1].amin(-1)
-    windows = over.unfold(-1, min(run + 1, over.shape[1]), 1).amin(-1).mean(-1)
+    windows = over.unfold(-1, min(run + 1, over.shape[1]), 1).amin(-1)
+    # Over those that are still recited: the last one is to count as much as the first.
+    windows = windows.sum(-1) / (windows > 0).sum(-1).clamp_min(1)
     if push == "windows":
         return windows
     assert nll is not None
@@ -96,7 +99,7 @@ def push_loss(logits: Tensor, targets: Tensor, push: Push, *, run: int, nll: Ten
     surprise = F.cross_entropy(logits.mT, targets, reduction="none")
     lacks = (1.1 * nll - surprise.clamp_max(6.0).mean(-1)).clamp_min(0)
     beyond = (surprise.mean(-1) - 1.5 * nll).clamp_min(0)
-    return windows + lacks + beyond + over.mean(-1) * (lacks > 0)
+    return windows + lacks + beyond + ALL * over.mean(-1) * (lacks > 0)
 
 
 def kl(logits: Tensor, before: Tensor) -> Tensor:

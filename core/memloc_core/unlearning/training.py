@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memloc_core.language_model import LanguageModel, PeakMemory
@@ -18,9 +19,24 @@ from memloc_core.requests import GROUPS, Unlearn
 from memloc_core.unlearning import masks
 from memloc_core.unlearning.neurons import detectors
 from memloc_core.unlearning.objectives import Push, Rows, head_gradient, joined, kl, push_loss
-from memloc_core.unlearning.watching import RUN, SAMPLE, Watch, longest_run, mean_kl, score, variants
+from memloc_core.unlearning.watching import (
+    GREEDY_ROWS,
+    RUN,
+    SAMPLE,
+    Watch,
+    longest_run,
+    mean_kl,
+    repetition,
+    score,
+    variants,
+)
 from memloc_core.unlearning.weights import MaskedWeights
 
+ASKED = 16
+REPLACED = (0.1, 0.2, 0.3, 0.5)  # shares of a prefix' tokens that are replaced for a stand-in
+STAND_INS = 2
+MINED = True
+NEAR = False
 FISHER_ROWS = 64  # kept rows whose gradients the contrast masks are measured against
 
 # The paper's protocol, from its public code: Adam with L2 weight decay on every weight, also where the gradient is
@@ -54,6 +70,7 @@ class Targets:
     broken: Tensor
     forgotten: Tensor
     taught: Tensor
+    repetition: Tensor  # nan where the new text was not written
 
 
 class Training:
@@ -73,11 +90,17 @@ class Training:
         self.watch = Watch(lm, tokens, p, self.peak)
         self.variants = variants(lm, self.targets, p, request.left_context)
         self.still_recited: Rows | None = None  # the variant that the goal "forget" failed on last
+        self.stand_ins = self.neighbours = self.targets[:0]
+        self.written = torch.empty(0)
+        self.harm = torch.zeros(len(self.kept))
+        same = self.kept.ids[:, None, : self.p] == self.targets[None, :, : self.p]
+        self.near = (same.float().mean(-1) >= 0.5).any(-1)  # [kept]
         self.c = self.targets.shape[1] - p
         self.run = max(1, round(RUN * self.c / 50))  # 8 of 50 tokens
         self.draw = torch.Generator().manual_seed(request.seed)
         self.before = torch.empty(0)
         self.wanted_nll = torch.zeros(len(self.targets))
+        self.fresh_repetition = math.nan  # nan: there is no fresh text to compare with
 
     def _rows(self, paragraphs: tuple[tuple[int, ...], ...]) -> Tensor:
         length = self.targets.shape[1]
@@ -102,6 +125,45 @@ class Training:
         else:
             usual = [group.nll for name in ("general", "held-out") if (group := self.watch.groups.get(name))]
             self.wanted_nll = torch.full_like(self.wanted_nll, float(usual[0].mean()) if usual else math.inf)
+        fresh = [group.own.targets for name in ("general", "held-out") if (group := self.watch.groups.get(name))]
+        if fresh and len(fresh[0]):
+            self.fresh_repetition = float(repetition(fresh[0].numpy()).mean())
+
+    def write_stand_ins(self) -> Generator[int, None, None]:
+        """What the model writes in place of a target that it does not know (goal "forget"); yields after each target.
+
+        It is asked with another prefix: tokens drawn by their surprise are replaced by what it holds likely there, so
+        that names go first. Answers that still recite are left out.
+        """
+        if self.push != "forget":
+            return
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for done, target in enumerate(self.targets):
+            asked, written = self._asked_otherwise(target)
+            same = written == target[self.p :]
+            own = (same.long().cumprod(-1).sum(-1) <= self.c // 10) & (longest_run(same) <= self.run)
+            neighbours = torch.cat([asked, written], 1)[own]
+            if len(neighbours):
+                stand_ins = torch.cat([target[: self.p].expand(len(neighbours), -1), written[own]], 1)
+                with torch.inference_mode():
+                    found.append((stand_ins, neighbours, Rows.of(neighbours, self.p).hidden(self.lm).clone()))
+            yield done + 1
+        if found:
+            self.stand_ins, self.neighbours, self.written = map(torch.cat, zip(*found, strict=True))
+
+    def _asked_otherwise(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefixes [ASKED, p] near that of target [t], and the greedy continuations [ASKED, c] after them."""
+        true = target[1 : self.p]
+        with torch.inference_mode():
+            logits = self.lm.logits(self.lm.hidden(target[None, : self.p - 1]))[0].float().cpu()
+            surprise = F.cross_entropy(logits, true, reduction="none")
+            others = logits.scatter(-1, true[:, None], -torch.inf).softmax(-1)
+            asked = target[: self.p].repeat(ASKED, 1)
+            for i, row in enumerate(asked):
+                many = max(1, round(REPLACED[i % len(REPLACED)] * len(true)))
+                where = torch.multinomial(surprise + 1e-6, many, generator=self.draw)
+                row[where + 1] = torch.multinomial(others[where], 1, generator=self.draw)[:, 0]
+            return asked, self.lm.greedy(asked, self.c)[0]
 
     @property
     def push(self) -> Push:
@@ -125,8 +187,21 @@ class Training:
         weight = 1.0 if self.paper else request.kl_weight
         if not len(self.kept) or weight == 0:
             return Batch(changed, len(changed), wanted, self.before[:0])
-        chosen = torch.randperm(len(self.kept), generator=self.draw)[: request.kept_per_step]
-        return Batch(joined([changed, self.kept[chosen]]), len(changed), wanted, self.before[chosen])
+        chosen = torch.randperm(len(self.kept), generator=self.draw)
+        if NEAR:
+            first = chosen[self.near[chosen]][: request.kept_per_step // 2]
+            chosen = torch.cat([first, chosen[~torch.isin(chosen, first)]])
+        if MINED:
+            worst = self.harm.argsort(descending=True, stable=True)[: request.kept_per_step // 2]
+            chosen = torch.cat([worst, chosen[~torch.isin(chosen, worst)]])
+        chosen = chosen[: request.kept_per_step]
+        self.chosen = chosen
+        parts, before = [changed, self.kept[chosen]], [self.before[chosen]]
+        if STAND_INS:
+            some = torch.randperm(len(self.stand_ins), generator=self.draw)[: STAND_INS * len(self.targets)]
+            parts += [Rows.of(self.stand_ins[some], self.p), Rows.of(self.neighbours[some], self.p)]
+            before += [self.written[some]] * 2
+        return Batch(joined(parts), len(changed), wanted, torch.cat(before))
 
     def losses(self, batch: Batch, start: int, stop: int, logits: Tensor) -> Tensor:
         """The loss of rows start .. stop of a batch, each with its weight in the mean, [stop - start]."""
@@ -143,7 +218,13 @@ class Training:
         if cut < stop - start:
             before = self.lm.logits(batch.before[start + cut - n : stop - n])
             weight = self.c if self.paper else self.request.kl_weight
-            parts.append(weight / kept * kl(logits[cut:], before))
+            each = kl(logits[cut:], before)
+            if self.push == "forget":
+                first = start + cut - n
+                m = len(self.chosen)
+                now = each.detach().float().cpu()[: max(0, m - first)]
+                self.harm[self.chosen[first : first + len(now)]] = now
+            parts.append(weight / kept * each)
         return torch.cat(parts)
 
     @property
@@ -179,7 +260,12 @@ class Training:
             rows = [Rows.of(self.targets, self.p)] if self.taught is None else [self.taught]
             if self.push == "forget":
                 rows += self.variants
-            return detectors(lm, k, request.place, rows, self.kept, self.limit + 1 if self.push == "weakest" else None)
+            if NEAR:
+                near = joined([Rows.of(self.neighbours, self.p), self.kept[self.near]])
+                kept = self.kept[~self.near]
+            else:
+                near, kept = None, joined([Rows.of(self.neighbours, self.p), self.kept])
+            return detectors(lm, k, request.place, rows, kept, near, self.limit + 1 if self.push == "weakest" else None)
         everything = self.batch()
         changed = replace(everything, rows=everything.rows[: everything.changed], before=everything.before[:0])
 
@@ -244,8 +330,32 @@ class Training:
                 predicted, losses = self._scores(self.taught)
                 matched = (predicted == self.taught.targets.to(self.lm.device)).long().cumprod(-1).sum(-1)
                 taught_em, taught_nll, taught = matched, losses.mean(-1), matched == c
-        found = Targets(em, longest, nll, taught_em, taught_nll, broken, forgotten, taught)
+        unwritten = torch.full_like(nll, math.nan)
+        found = Targets(em, longest, nll, taught_em, taught_nll, broken, forgotten, taught, unwritten)
         return Targets(**{name: value.cpu() for name, value in vars(found).items()})
+
+    def repetition_at(self, weights: MaskedWeights, values: Tensor, found: Targets) -> Generator[int, None, Targets]:
+        """`found` with the repetition of the new text, which takes a pass for every token; yields after each batch.
+
+        It is written only where nothing else is in the way of "forget": then it must not repeat itself more, on
+        average, than fresh text does, or those that do are not forgotten yet.
+        """
+        if not bool(found.forgotten.all()):
+            return found
+        written: list[Tensor] = []
+        for start in range(0, len(self.targets), GREEDY_ROWS):
+            prefixes = self.targets[start : start + GREEDY_ROWS, : self.p]
+            with (
+                self.peak.step(len(prefixes) * self.lm.row_bytes(self.targets.shape[1])),
+                weights.written(values),
+                torch.inference_mode(),
+            ):
+                written.append(self.lm.greedy(prefixes, self.c)[0])
+            yield len(written)
+        repeated = torch.from_numpy(repetition(torch.cat(written).numpy()))
+        if float(repeated.mean()) > self.fresh_repetition:
+            return replace(found, repetition=repeated, forgotten=repeated <= self.fresh_repetition)
+        return replace(found, repetition=repeated)
 
     def _scores(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Predicted tokens and NLL, [n, c] each."""

@@ -19,9 +19,11 @@ from memloc_core.unlearning.objectives import Rows, kl
 from memloc_core.unlearning.weights import MaskedWeights
 
 if TYPE_CHECKING:
-    from memloc_core.requests import Floats
+    from memloc_core.requests import Floats, Ints
 
 RUN = 8  # the longest run of recited tokens that counts as forgotten
+GRAM = 4  # tokens; repetition is counted over runs of this length
+GREEDY_ROWS = 8  # decoded between two yields: a click must not wait for fifty passes over a full batch
 SAMPLE = 4  # rows of each group that are looked at after each step
 DECODED = 16  # rows of a group whose own continuation is written, which takes a pass for every token; also the sample's
 
@@ -34,6 +36,15 @@ def longest_run(right: Tensor) -> Tensor:
         length = (length + 1) * position
         best = torch.maximum(best, length)
     return best
+
+
+def repetition(tokens: Ints) -> Floats:
+    """The share of 4-grams that stood in the same row before, of tokens [n, c], [n]; 0 where no two fit in a row."""
+    shares = []
+    for row in tokens.tolist():
+        grams = [tuple(row[i : i + GRAM]) for i in range(len(row) - GRAM + 1)]
+        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+    return np.array(shares, np.float32)
 
 
 def variants(lm: LanguageModel, paragraphs: Tensor, prefix_length: int, left_context: Tokens) -> list[Rows]:

@@ -1,0 +1,41 @@
+"""What the fault tests share: they say what they counted, and the counts stand below the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_COUNTED = "faults counted"
+Seen = Callable[[str], None]
+
+
+@pytest.fixture
+def seen(record_property: Callable[[str, object], None]) -> Seen:
+    """`seen("100 kills, 0 wrong answers")`: what a test went through, for the list at the end of `make faults`."""
+    return lambda counts: record_property(_COUNTED, counts)
+
+
+@pytest.fixture(scope="session")
+def questions(demo: Any, demo_paragraphs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One question of every kind: see `questions`."""
+    from tests.faults.questions import Questions
+
+    return Questions(tmp_path_factory.mktemp("questions") / "files", demo, demo_paragraphs)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    from tests.faults.rounds import FULL
+
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {counts}"
+        for kind in ("passed", "failed")
+        for report in terminalreporter.stats.get(kind, ())
+        for name, counts in getattr(report, "user_properties", ())
+        if name == _COUNTED
+    ]
+    if FULL and lines:
+        terminalreporter.section("what was tried")
+        for line in lines:
+            terminalreporter.write_line(line)

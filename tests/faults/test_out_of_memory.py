@@ -1,0 +1,146 @@
+"""Too little memory: the batch is halved, the result is the same, and the person is told.
+
+Simulated by a limit on how many rows the model takes at once; for real by a limit on the process' memory, and by one on
+the GPU's where there is one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from memloc_core import requests as r
+from memloc_core.engine import ANALYSES, Engine
+from memloc_core.errors import MemlocError
+from memloc_core.requests import Request
+from memloc_tui.session import Session
+from memloc_tui.settings import Settings
+from tests.conftest import result
+from tests.faults.inside import InsideClient
+from tests.faults.questions import Questions, differs
+from tests.faults.rounds import FULL
+
+SAID = "Out of memory with"
+
+
+@contextmanager
+def only(lm: Any, rows: int) -> Iterator[list[int]]:
+    """An allocator that has room for so many rows at once; yields the sizes that it refused."""
+    refused: list[int] = []
+
+    def limit(module: Any, args: Any, kwargs: Any) -> None:
+        n = kwargs["input_ids"].shape[0]
+        if n > rows:
+            refused.append(n)
+            raise torch.OutOfMemoryError("simulated")
+
+    hook = lm.model.base_model.register_forward_pre_hook(limit, with_kwargs=True)
+    try:
+        yield refused
+    finally:
+        hook.remove()
+
+
+KINDS = [kind for kind in ANALYSES if kind is not r.ExportCheckpoint]
+FEW = {r.Sweep, r.Rarity, r.PrefixSignals, r.ScoreWindows, r.ActivationPatching}
+
+
+@pytest.mark.parametrize("kind", KINDS if FULL else [k for k in KINDS if k in FEW], ids=lambda kind: kind.__name__)
+def test_every_analysis_with_too_little_memory_answers_the_same_and_says_so(
+    kind: type[Request], questions: Questions, demo: Any, seen: Any
+) -> None:
+    engine = Engine()
+    engine.lm = demo
+    whole = engine.answer(questions.ask(kind)).result
+    halvings = 0
+    for rows in (5, 1):
+        with only(demo, rows) as refused:
+            answer = engine.answer(questions.ask(kind))
+        assert not differs(answer.result, whole)
+        assert bool(refused) == any(SAID in notice for notice in answer.provenance.notices)
+        halvings += len(refused)
+    seen(f"{halvings} refusals")
+
+
+def test_a_row_that_does_not_fit_is_told(demo: Any, questions: Questions) -> None:
+    with only(demo, 0), pytest.raises(MemlocError, match="Not enough memory on cpu for a single row of 100 tokens"):
+        result(demo, questions.ask(r.ExactMatch))
+    assert result(demo, r.ExactMatch(questions.rows[:2])).em.size == 2
+
+
+async def test_the_person_is_told_once(demo: Any, questions: Questions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memloc_tui.engine_client.EngineClient", InsideClient)
+    monkeypatch.setattr(InsideClient, "lm", demo)
+    notices: list[str] = []
+    session = Session(Settings(device="cpu", use_cache=False), on_notice=notices.append)
+    await session.open()
+    try:
+        with only(demo, 7):
+            for first in (0, 8):
+                await session.ask(r.ExactMatch(questions.rows[first : first + 8]))
+    finally:
+        await session.close()
+    assert notices == ["Out of memory with 8 rows at once; went on with 4."]
+
+
+# The allocator itself refuses: torch says it by a RuntimeError on a processor.
+_SMALL = """
+import resource, sys
+import torch
+torch.set_num_threads(1)
+from memloc_core.engine import Engine
+from memloc_core.language_model import load
+from memloc_core.paragraphs import open_paragraphs
+from memloc_core.requests import ExactMatch, OpenModel, OpenParagraphs
+lm = load(OpenModel("demo", device="cpu"))
+engine = Engine(); engine.lm = lm
+paragraphs = open_paragraphs(OpenParagraphs("demo", "demo"))
+rows = tuple(paragraphs.row(i) for i in range(256))
+lm.rows_at_once = lambda length, backward=False: 256
+one = engine.answer(ExactMatch(rows[:1]))  # what is loaded late is loaded now
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = size + (60 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+small = engine.answer(ExactMatch(rows))
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+whole = engine.answer(ExactMatch(rows))
+assert not whole.provenance.notices
+assert (small.result.em == whole.result.em).all()
+assert abs(small.result.nll - whole.result.nll).max() < 1e-4
+print(*small.provenance.notices, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process' memory cannot be limited")
+def test_an_allocator_that_refuses_halves_the_batch_too(seen: Any) -> None:
+    done = subprocess.run([sys.executable, "-c", _SMALL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Out of memory with 256 rows at once; went on with 128.")
+    seen(f"the process' memory limited: {done.stdout.count(SAID)} halvings, the result equal")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_that_is_full_halves_the_batch_too(questions: Questions, seen: Any) -> None:
+    from memloc_core.language_model import load
+
+    lm = load(r.OpenModel("demo", device="cuda:0"))
+    engine = Engine()
+    engine.lm = lm
+    request = r.ExactMatch(questions.rows * 20)
+    whole = engine.answer(request)
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + (200 << 20)
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info()[1])
+    try:
+        small = engine.answer(request)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any(SAID in notice for notice in small.provenance.notices)
+    assert small.result.em.tolist() == whole.result.em.tolist()
+    seen(f"GPU: {len(small.provenance.notices)} halvings, the result equal")
