@@ -1,13 +1,14 @@
 # make run    set up on the first call, then open the explorer on the embedded model (no terminal: print its report)
 # make test   set up, then the whole test suite
 # make check  lint, types, import contracts
-# make bench  benchmarks; each prints ratios within one run
+# make bench  benchmarks, ratios within one run, and a table of them in bench-results/ (some: make bench BENCH="sweep growth")
+# make faults what breaks, as often as README says: an hour and a half (MEMLOC_FAULTS_SECONDS=300: a shorter soak)
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench faults clean
 
 run: $(INSTALLED)
 	@$(BIN)/memloc-tui
@@ -22,7 +23,10 @@ check: $(INSTALLED)
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(INSTALLED)
-	@$(BIN)/python tests/benchmarks/run.py
+	@$(BIN)/python -m tests.benchmarks.run $(BENCH)
+
+faults: $(INSTALLED)
+	@MEMLOC_FAULTS=full $(BIN)/python -m pytest --numprocesses=0 tests/faults tests/e2e/test_readme.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis bench-results

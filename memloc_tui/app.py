@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -62,6 +63,7 @@ class MemlocApp(App[None], inherit_bindings=False):
         self._given = session
         self.resume: Resume  # once it is read, after the first frame
         self._resumed = False
+        self._opening = False
         self._save_timer: Timer | None = None
         self._wanted_theme = config.theme if config is not None else None
         self.wants_tour = tour
@@ -112,14 +114,25 @@ class MemlocApp(App[None], inherit_bindings=False):
 
     def reopen(self) -> None:
         """Open the session, or try once more after it could not be opened."""
-        self.run_worker(self._open, group="open", exclusive=True, exit_on_error=False)
+        if not self._opening:  # else there would be two of them, each with an engine
+            self._opening = True
+            self.run_worker(self._open, group="open", exclusive=True, exit_on_error=False)
 
     async def _open(self) -> None:
+        try:
+            await self._open_session()
+        finally:
+            self._opening = False
+
+    async def _open_session(self) -> None:
         from memloc_core.errors import EngineDied, MemlocError
         from memloc_tui import state
 
         if not self._resumed:
             await self.explorer.begin()
+            if not gc.isenabled():  # see `start`
+                gc.freeze()  # what is there by now stays: no collection need look at it again while keys wait
+                gc.enable()
             self._configure()
             self.resume, notice = state.load(self.settings.model, self.settings.paragraphs)
             self._resumed = True
@@ -220,6 +233,19 @@ class MemlocApp(App[None], inherit_bindings=False):
     _save_failed = False
 
     # --------------------------------------------------------------------------------------------------------- actions
+
+    def action_command_palette(self) -> None:
+        from memloc_tui.screens.palette import Palette
+
+        if not Palette.is_open(self):
+            self.push_screen(Palette(id="--command-palette"))
+
+    def search_themes(self) -> None:
+        from textual.theme import ThemeProvider
+
+        from memloc_tui.screens.palette import Palette
+
+        self.push_screen(Palette(providers=[ThemeProvider], placeholder="Search for themes…"))
 
     def action_help(self) -> None:
         from memloc_tui.screens.help import Help

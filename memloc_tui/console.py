@@ -225,9 +225,9 @@ def emit(records: list[dict[str, Any]], selection: Selection, columns: dict[str,
 
 def table_of(*right: str, left: tuple[str, ...] = (), title: str | None = None) -> Table:
     """A table with right-aligned columns, but for the first and those named in `left`, which stand last."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=Text(title, "bold") if title else None, title_justify="left")
     for number, heading in enumerate((*right, *left)):
-        table.add_column(heading, justify="left" if number == 0 or heading in left else "right")
+        table.add_column(Text(heading), justify="left" if number == 0 or heading in left else "right")
     return table
 
 

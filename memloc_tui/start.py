@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -27,6 +28,7 @@ def has_terminal() -> bool:
 
 def explore(config: Config, tour: bool = False) -> None:
     """Open the explorer, with its tour if that is wanted, and end the process with its exit code when it is left."""
+    gc.disable()  # until the first frame: a tenth of the way there would go into looking for garbage in new modules
     from memloc_tui.app import MemlocApp
 
     app = MemlocApp(config.settings, config=config, tour=tour)

@@ -14,6 +14,8 @@ from typing import Any
 
 from rich.cells import cell_len
 from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Paste
+from textual.message import Message
 
 _TOKEN = re.compile(
     r"\x1b\[(?P<style>[0-9;]*)m"
@@ -23,6 +25,7 @@ _TOKEN = re.compile(
     r"|(?P<other>[\s\S])"
 )
 _SCREEN_MODES = re.compile(r"\x1b\[\?(?:47|1047|1049)[hl]")  # another screen, or a cleared one
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _GAP = 4  # equal cells between two changes that are cheaper sent again than moved over
 
 Style = tuple[str, str, str]  # foreground, background, the other attributes: parts of an SGR sequence
@@ -201,11 +204,26 @@ def _change(before: Style, after: Style) -> str:
 
 
 class ThriftyDriver(LinuxDriver):
-    """Textual's driver with a `Glass` before the line."""
+    """Textual's driver with a `Glass` before the line, which goes on after input that is none."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.glass = Glass()
         super().__init__(*args, **options)
+
+    def run_input_thread(self) -> None:
+        """Textual's parser fails on bytes that are no UTF-8 and on some numbers in sequences: those are dropped."""
+        while not self.exit_event.is_set():
+            try:
+                super().run_input_thread()
+            except (ValueError, ArithmeticError):
+                continue
+            return
+
+    def process_message(self, message: Message) -> None:
+        """What is pasted into a text field is shown there as it is: without what steers a terminal."""
+        if isinstance(message, Paste):
+            message = Paste(_STEERS.sub("", message.text))
+        super().process_message(message)
 
     def write(self, data: str) -> None:
         try:

@@ -7,6 +7,7 @@ computes a model.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -284,9 +285,13 @@ def judged(request: Unlearn, result: Unlearning) -> tuple[str, ...]:
         words.append(
             f"break: {met(result.broken)} (EM {result.em[best].max()}{' at most' * (n > 1)}, goal {length // 10})"
         )
+        repeated = float(result.repetition[best].mean()) if len(result.repetition) else math.nan
+        written = (
+            "" if math.isnan(repeated) else f", repetition {figure(repeated)} of {figure(result.fresh_repetition)}"
+        )
         words.append(
             f"forget: {met(result.forgotten)} (longest run {result.longest_run[best].max()}, NLL "
-            f"{figure(float(result.nll[best].min()))}{' at least' * (n > 1)}, and other prefixes)"
+            f"{figure(float(result.nll[best].min()))}{' at least' * (n > 1)}{written}, and other prefixes)"
         )
     if request.objective != "unlearn":
         words.append(

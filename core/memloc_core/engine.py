@@ -128,6 +128,9 @@ class Engine:
         while True:
             try:
                 progress = next(work)
+            except (RuntimeError, MemoryError) as error:
+                self._tell_if_memory_ran_out(error, request)
+                raise
             except StopIteration as stop:
                 seconds = time.perf_counter() - started - waited
                 edits = request.edits if isinstance(request, Edited) else ()
@@ -147,6 +150,16 @@ class Engine:
             except StopIteration as stop:
                 answer: Answer[Any] = stop.value
                 return answer
+
+    def _tell_if_memory_ran_out(self, error: Exception, request: Request) -> None:
+        """Raise MemlocError for a lack of memory where no batch could be halved."""
+        if self.lm is None:
+            return
+        from memloc_core.language_model import ran_out
+
+        if ran_out(error):
+            kind = type(request.request if isinstance(request, Edited) else request).__name__
+            raise MemlocError(f"Not enough memory on {self.lm.device} for {kind}; try fewer paragraphs at once.")
 
     def _start(self, request: Request) -> Steps:
         if isinstance(request, OpenModel):

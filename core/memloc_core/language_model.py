@@ -257,7 +257,7 @@ class LanguageModel:
                 with peak.step((stop - start) * row) if peak else contextlib.nullcontext():
                     run(start, stop)
             except (RuntimeError, MemoryError) as error:
-                if not _ran_out(error):
+                if not ran_out(error):
                     raise
                 if stop - start == 1:
                     raise MemlocError(
@@ -511,7 +511,7 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
-def _ran_out(error: Exception) -> bool:
+def ran_out(error: BaseException) -> bool:
     """Whether memory was too small: on a GPU torch has an error of its own for that, on a processor it has none."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 

@@ -40,7 +40,7 @@ def _block(block: Block) -> Iterator[Any]:
         table.box, table.show_header = None, False
         for one, share in bars:
             look = "dim" if one.open else _STYLES.get(block.hue, "")
-            table.add_row(Text(visible(one.name)), Text(one.shown), Text(bar(share, 30), look))
+            table.add_row(Text(visible(one.name)), Text(visible(one.shown)), Text(bar(share, 30), look))
         yield table
     else:
         yield _grid(block)
@@ -48,7 +48,9 @@ def _block(block: Block) -> Iterator[Any]:
 
 def _grid(grid: Grid) -> Any:
     right = [name for name in grid.columns if name not in grid.left]
-    table = table_of(*right, left=grid.left, title=visible(grid.caption) or None)
+    shown = {name: visible(name) for name in grid.columns}
+    left = tuple(shown[name] for name in grid.left)
+    table = table_of(*(shown[name] for name in right), left=left, title=visible(grid.caption) or None)
     order = [grid.columns.index(name) for name in (*right, *grid.left)]
     for row in grid.rows:
         table.add_row(*(Text(visible(row[i])) for i in order))
@@ -56,7 +58,7 @@ def _grid(grid: Grid) -> Any:
 
 
 def _token(token: Token) -> Text:
-    value = (f"({token.value})", "dim") if token.value else ""
+    value = (f"({visible(token.value)})", "dim") if token.value else ""
     strong = " bold" if token.level > 0.5 else ""
     style = f"{_STYLES[token.hue]}{strong}" if token.hue in _STYLES else ""
-    return Text.assemble((token.sign, "bold red"), (visible(token.text), style), value)
+    return Text.assemble((visible(token.sign), "bold red"), (visible(token.text), style), value)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from textual.await_complete import AwaitComplete
 from textual.screen import ModalScreen
 
 T = TypeVar("T")
 
 
-class Dialog(ModalScreen[T]):
+class LeavesOnce:
+    """Beside a screen: a second Esc, typed before the first has closed it, would take the one below away as well."""
+
+    _left = False
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        screen: Any = self
+        if self._left or not screen.is_current:
+            return AwaitComplete()
+        self._left = True
+        return super().dismiss(result)  # type: ignore[misc,no-any-return]
+
+
+class Dialog(LeavesOnce, ModalScreen[T]):
     """The contents stand in one container of class `dialog`; Esc leaves."""
 
     DEFAULT_CSS = """

@@ -101,7 +101,9 @@ class LocalPanel(Vertical):
         """Take the keyboard, now or once the panel is mounted."""
         self._wants_focus = True
         if self._ready:
-            self.screen.set_focus(self.query_one(self.MAIN))
+            for main in self.query(self.MAIN).results(Widget):  # none where the app is ending while this opens
+                self.screen.set_focus(main)
+                return
 
     _ready = False
     _wants_focus = False

@@ -7,6 +7,7 @@ import select
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from tests.benchmarks.common import ratio, report
 from tests.terminal import Terminal
@@ -37,7 +38,7 @@ def main() -> None:
         env = {"MEMLOC_CACHE_DIR": os.path.join(folder, "cache"), "MEMLOC_STATE_DIR": os.path.join(folder, "state")}
         # As after an installation: both sides find their modules compiled, here in a folder of their own.
         env |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": os.path.join(folder, "compiled")}
-        explorer, minimal = [sys.executable, "-m", "memloc_tui"], [sys.executable, "-c", MINIMAL]
+        explorer, minimal = [str(Path(sys.executable).with_name("memloc-tui"))], [sys.executable, "-c", MINIMAL]
         taken: dict[str, list[float]] = {"explorer": [], "minimal": []}
         for pair in range(PAIRS + 1):
             found = first_paint(explorer, env), first_paint(minimal, env)

@@ -6,11 +6,9 @@ the gradient of every parameter out, of the raw model.
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from memloc_core import language_model
 from memloc_core.language_model import LanguageModel
@@ -18,18 +16,9 @@ from memloc_core.requests import OpenModel, Unlearn
 from memloc_core.unlearning import masks
 from memloc_core.unlearning.training import Training
 from memloc_core.unlearning.weights import Adam
-from tests.benchmarks.common import paired, ratio, report
+from tests.benchmarks.common import finish, paired, random_model, ratio, report
 
-LAYERS, HEADS, WIDTH, VOCABULARY = 12, 12, 768, 50257
 KEPT = {"125M": 3, "embedded": 16}  # rows in a step beside the one that is changed
-
-
-def finish(steps: Any) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
@@ -75,14 +64,9 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"attention_types": [[["global", "local"], LAYERS // 2]], "num_heads": HEADS}
     demo = language_model.load(OpenModel("demo", device="cpu"))
     figures = measure(demo, "embedded", 7)
-    with tempfile.TemporaryDirectory() as folder:
-        GPTNeoForCausalLM(GPTNeoConfig(hidden_size=WIDTH, num_layers=LAYERS, **shape)).save_pretrained(folder)
-        lm = language_model.load(OpenModel(folder, device="cpu"))
-    figures |= measure(lm, "125M", 3)
+    figures |= measure(random_model(), "125M", 3)
     goals = {key: ("<=", 1.15) for key in figures if key.endswith("/ plain")}
     report("unlearning step, fp32", figures, goals)
 

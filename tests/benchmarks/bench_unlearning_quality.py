@@ -43,6 +43,7 @@ GOALS = {
         "same family, EM": (">=", 42.0),
         "agreement, non-memorized": (">=", 0.985),
         "held-out NLL, |change| in %": ("<=", 0.5),
+        "repetition above fresh text's": ("<=", 0.0),
         "relearned EM, share": ("<=", 0.1),
     },
 }
@@ -76,6 +77,7 @@ def one(lm: LanguageModel, catalogue: Catalogue, row: int, options: UnlearnOptio
     wanted = asked.sibling_nll[0] if asked.sibling_nll else float("nan")
     most = int(left.extracted_most()[0])
     forgotten = int(left.em[0]) <= 5 and most <= 8 and float(left.nll[0]) >= wanted
+    fresh = float(left.fresh_repetition.mean()) if len(left.fresh_repetition) else np.nan
     memorized = {name: run.whole_em[1, GROUPS.index(name)] for name in ("others", "family")}
     return {
         "goal met, share": float(met),
@@ -91,7 +93,8 @@ def one(lm: LanguageModel, catalogue: Catalogue, row: int, options: UnlearnOptio
         "held-out NLL, |change| in %": abs(float(after.nll.mean() / before.nll.mean()) - 1) * 100,
         "edit distance of the new text": float(left.edit_distance[0]),
         "repetition of the new text": float(left.repetition[0]),
-        "repetition of fresh text": float(left.fresh_repetition.mean()) if len(left.fresh_repetition) else np.nan,
+        "repetition of fresh text": fresh,
+        "repetition above fresh text's": float(left.repetition[0]) - fresh,
         "relearned EM, share": float(left.relearned_em[-1, 0]) / 50,
         "relearned longest run": float(left.relearned_longest[-1, 0]),
         "8-bit EM": float(left.eight_bit_em[0]),
@@ -139,7 +142,12 @@ def main() -> None:
                     print(row, {key: round(value, 3) for key, value in found[-1].items()}, flush=True)
             figures: dict[str, Any] = {"targets": len(found)}
             figures |= {key: float(np.nanmean([each[key] for each in found])) for key in found[0]}
-            report(f"unlearning quality, goal {goal}, sparsity {sparsity:g}, mask {chosen.mask}", figures, GOALS[goal])
+            report(
+                f"unlearning quality, goal {goal}, sparsity {sparsity:g}, mask {chosen.mask}",
+                figures,
+                GOALS[goal],
+                seeds={"targets": 1, "runs": 0},
+            )
 
 
 if __name__ == "__main__":

@@ -118,28 +118,6 @@ def test_the_engine_is_killed_and_the_next_question_is_answered(explorer, demo, 
     assert engine_of(explorer) != engine
 
 
-@pytest.mark.parametrize("how", ["KILL", "TERM", "HUP", "terminal closed"])
-def test_the_explorer_goes_and_so_does_its_engine_and_reopening_resumes(how, scored, demo_paragraphs, tmp_path):
-    with Terminal(COMMAND) as terminal:
-        terminal.until(known_and_settled, READY)
-        terminal.type("]]")
-        terminal.settle()
-        row = current(terminal, demo_paragraphs)
-        engine = engine_of(terminal)
-        end = time.monotonic() + 10  # state is saved within a second, on a machine that has one to spare
-        while not any(demo_paragraphs.ids[row] in file.read_text() for file in (tmp_path / "state").glob("*.json")):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        if how == "terminal closed":
-            os.close(terminal.process.fd)
-        else:
-            os.kill(terminal.process.pid, getattr(signal, f"SIG{how}"))
-        assert gone_within(engine, 1)
-    with Terminal(COMMAND) as again:
-        text = again.until(known_and_settled, READY)
-        assert current(again, demo_paragraphs) == row, text
-
-
 def test_quitting_is_quick_and_leaves_no_engine(scored):
     with Terminal(COMMAND) as terminal:
         terminal.until(known_and_settled, READY)

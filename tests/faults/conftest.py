@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +24,31 @@ def questions(demo: Any, demo_paragraphs: Any, tmp_path_factory: pytest.TempPath
     from tests.faults.questions import Questions
 
     return Questions(tmp_path_factory.mktemp("questions") / "files", demo, demo_paragraphs)
+
+
+_armed: list[str] | None = None
+_RUNS_CODE = ("pickle.find_class", "os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen")
+
+
+def _watch(event: str, arguments: Any) -> None:
+    if _armed is not None and event in _RUNS_CODE:
+        _armed.append(f"{event} {arguments}")
+
+
+@pytest.fixture
+def no_code() -> Iterator[None]:
+    """No pickle looks up a class and no process is started while the test runs."""
+    global _armed
+    if not _hooked:
+        sys.addaudithook(_watch)
+        _hooked.append(True)
+    _armed = ran = []
+    yield
+    _armed = None
+    assert ran == []
+
+
+_hooked: list[bool] = []
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

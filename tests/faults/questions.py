@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -125,21 +125,24 @@ class Questions:
         asyncio.run(main())
 
 
-def differs(one: Any, other: Any, place: str = "result") -> str:
-    """Where two results differ, "" where nowhere: floats to 1e-4, clocks and places of files left out."""
+def differs(one: Any, other: Any, place: str = "result", *, near: float = 1e-4, but: Set[str] = frozenset()) -> str:
+    """Where two results differ, "" where nowhere: floats to `near`; clocks, places of files and `but` left out."""
     if type(one) is not type(other):
         return f"{place}: {type(one).__name__} and {type(other).__name__}"
     if dataclasses.is_dataclass(one):
-        parts = (f.name for f in dataclasses.fields(one) if f.name not in TIMES | {"folder"})
-        return next(filter(None, (differs(getattr(one, n), getattr(other, n), f"{place}.{n}") for n in parts)), "")
+        names = (f.name for f in dataclasses.fields(one) if f.name not in TIMES | {"folder"} | but)
+        parts = (
+            differs(getattr(one, name), getattr(other, name), f"{place}.{name}", near=near, but=but) for name in names
+        )
+        return next(filter(None, parts), "")
     if isinstance(one, np.ndarray):
         if one.dtype.kind == "f":
-            same = one.shape == other.shape and np.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+            same = one.shape == other.shape and np.allclose(one, other, rtol=near, atol=near / 10, equal_nan=True)
         else:
             same = np.array_equal(one, other)
         return "" if same else place
     if isinstance(one, float):
-        return "" if np.isclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True) else place
+        return "" if np.isclose(one, other, rtol=near, atol=near / 10, equal_nan=True) else place
     return "" if one == other else place
 
 

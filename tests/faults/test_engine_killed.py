@@ -25,9 +25,12 @@ from memloc_core.requests import (
     ExactMatch,
     ExportCheckpoint,
     ListDevices,
+    MeasureRemains,
     OpenModel,
     ParameterGradients,
     Request,
+    TryRun,
+    Unlearn,
 )
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
@@ -123,20 +126,18 @@ async def test_the_engine_is_killed_at_random_moments(
                     assert isinstance(error, EngineDied), f"round {number}: {error!r}"
                     assert "killed by signal 9" in str(error)
                 else:
-                    assert not differs(task.result().result, expected[k][0]), (number, k)
+                    assert not differs(task.result().result, expected[k][0], near=near(k)), (number, k)
 
             session._memory.clear()  # or it would know what it was answered before
             probe = ExactMatch(questions.rows[number % 40 : number % 40 + 2])
-            again = {
-                k: questions.ask(k) if k is ExportCheckpoint and not task.exception() else asked[k]
-                for k, task in tasks.items()
-            }
+            again = {k: anew(questions, request) for k, request in asked.items()}
             answers = await asyncio.wait_for(
                 asyncio.gather(*(session.ask(request) for request in (*again.values(), probe))), PATIENCE
             )
             for k, answer in zip(again, answers, strict=False):
-                assert answer.request == again[k]
-                wrong = differs(answer.result, expected[k][0])
+                wanted = again[k]
+                assert answer.request == (wanted.request if isinstance(wanted, Edited) else wanted)
+                wrong = differs(answer.result, expected[k][0], near=near(k))
                 assert not wrong, f"round {number}, {k.__name__} after a kill: {wrong} differs"
             here.engine.lm = demo
             assert not differs(answers[-1].result, here.engine.answer(probe).result)
@@ -159,6 +160,19 @@ async def test_the_engine_is_killed_at_random_moments(
     said = ", ".join(f"{n} {when}" for when, n in counts.items())
     seen(f"{len(order)} kills ({said}), {len(struck)} of {len(KINDS)} kinds of request struck: 0 wrong answers")
     seen(f"{born} kills at birth, each told in a sentence, and the next question answered")
+
+
+def anew(questions: Questions, request: Request) -> Request:
+    """The same question, but for an export that was through, though not answered, into another new folder."""
+    if isinstance(request, ExportCheckpoint) and (folder := Path(request.folder)).exists():
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+        return questions.ask(ExportCheckpoint)
+    return request
+
+
+def near(kind: type[Request]) -> float:
+    """How equal two processes' answers are: what was optimized has gone through rounding many times."""
+    return 0.03 if kind in (Unlearn, TryRun, MeasureRemains) else 1e-4
 
 
 async def kill(session: Session) -> None:

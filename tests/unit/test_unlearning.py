@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memloc_core.errors import Cancelled, UsageError
-from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, Unlearn
+from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, Unlearn
 from memloc_core.unlearning import masks, neurons
 from memloc_core.unlearning.objectives import Rows, advantage, head_gradient, kl, push_loss
 from memloc_core.unlearning.training import Training
@@ -316,6 +316,15 @@ def test_pushes_stop_where_they_have_what_they_want():
         assert (push_loss(logits, targets, "forget", run=4, nll=torch.tensor([wanted])) > 0) == more
 
 
+def test_the_last_run_that_is_recited_counts_as_much_as_all_of_them_did():
+    logits = torch.zeros(1, 20, 5)
+    targets = torch.zeros(1, 20, dtype=torch.int64)
+    logits[..., 0] = 10
+    whole = float(push_loss(logits, targets, "windows", run=4))
+    logits[0, :15, 1] = 14  # only the last five are right
+    assert push_loss(logits, targets, "windows", run=4) == whole == 10.5
+
+
 def test_gradients_by_chunks_of_the_head_are_those_of_the_whole(monkeypatch):
     lm = tiny("gpt2")
     rows = torch.tensor(paragraphs(5))
@@ -340,7 +349,154 @@ def test_variants_predict_the_same_continuation_from_other_prefixes(demo, demo_p
             assert torch.equal(ids[first + 1 :], targets[:-1])  # a prediction's input is the token before
 
 
+# ---------------------------------------------------------------------------------------- what takes a target's place
+
+
+@pytest.fixture(scope="module")
+def forgetting(demo, demo_paragraphs):
+    """A run with the goal "forget", ready for its first step: one target, and kept rows whose last four are near it."""
+    rows = [tuple(row) for row in demo_paragraphs.tokens[::6].tolist()]
+    em = result(demo, ExactMatch(tuple(rows))).em
+    memorized, other = np.flatnonzero(em == 50), np.flatnonzero(em <= 10)
+    target = rows[memorized[0]]
+    near = tuple((*target[:45], *rows[i][45:]) for i in other[40:44])
+    request = Unlearn(
+        targets=(target,),
+        kept=(*(rows[i] for i in (*memorized[1:7], *other[:10])), *near),
+        goal="forget",
+        kept_per_step=8,
+        general=tuple(rows[i] for i in other[20:36]),
+        sibling_nll=(0.8,),
+    )
+    run = Training(demo, request)
+    finish(run.watch.look_before())
+    run.keep_what_was()
+    finish(run.write_stand_ins())
+    return request, run
+
+
+def test_a_stand_in_is_what_the_model_writes_after_a_similar_prefix(demo, forgetting):
+    request, run = forgetting
+    target = torch.tensor(request.targets[0])
+    assert 0 < len(run.stand_ins) == len(run.neighbours) == len(run.written)
+    for stand_in, neighbour, hidden in zip(run.stand_ins, run.neighbours, run.written, strict=True):
+        assert torch.equal(stand_in[:50], target[:50])
+        replaced = int((neighbour[:50] != target[:50]).sum())
+        assert 0 < replaced <= 25
+        written = demo.model.generate(
+            neighbour[None, :50], do_sample=False, max_new_tokens=50, min_new_tokens=50, eos_token_id=-1, pad_token_id=0
+        )[0, 50:]
+        assert written.tolist() == stand_in[50:].tolist() == neighbour[50:].tolist()
+        right = "".join("x" if a == b else " " for a, b in zip(written.tolist(), target[50:].tolist(), strict=True))
+        assert len(right) - len(right.lstrip("x")) <= 5
+        assert max(map(len, right.split()), default=0) <= 8
+        # What a step holds the stand-in to is what the original said after the similar prefix.
+        assert demo.logits(hidden).argmax(-1).tolist() == written.tolist()
+
+
+def test_half_of_what_a_step_keeps_is_near_the_target_and_the_stand_in_comes_with_its_own_prefix(forgetting):
+    request, run = forgetting
+    target = request.targets[0]
+    near = [sum(a == b for a, b in zip(row[:50], target[:50], strict=True)) >= 25 for row in request.kept]
+    assert run.near.tolist() == near
+    assert near[16:] == [True] * 4
+    batch = run.batch()
+    assert (batch.changed, len(batch)) == (1, 1 + 8 + 2)
+    kept = [
+        (*ids, *targets[-1:]) for ids, targets in zip(batch.rows.ids.tolist(), batch.rows.targets.tolist(), strict=True)
+    ]
+    assert sum(near[request.kept.index(row)] for row in kept[1:9]) >= 4
+    assert all(row in request.kept for row in kept[1:9])
+    assert len(set(kept)) == len(kept)
+    at = run.stand_ins.tolist().index(list(kept[9]))
+    assert run.neighbours[at].tolist() == list(kept[10])
+    assert torch.equal(batch.before[-1], batch.before[-2])
+    assert torch.equal(batch.before[-1], run.written[at])
+
+
+def test_other_goals_train_on_no_stand_in_and_on_kept_rows_at_random():
+    lm = tiny("gpt_neo")
+    run = Training(lm, asked(goal="break", targets=recited(lm)))
+    run.keep_what_was()
+    assert finish(run.write_stand_ins()) is None
+    assert len(run.batch()) == 1 + 2
+
+
+def test_detectors_that_are_fitted_against_near_text_rest_more_on_it(demo, forgetting):
+    request, _ = forgetting
+    rows = [Rows.of(torch.tensor(request.targets), 50)]
+    kept, near = Rows.of(torch.tensor(request.kept[:16]), 50), Rows.of(torch.tensor(request.kept[16:]), 50)
+    fires = []
+    for close in (None, near):
+        weights = neurons.detectors(demo, 768, "L2", rows, kept, near=close)
+        activated = []
+        changed = weights.parts[1].indices[:3] % 512
+        handle = demo.blocks[2].mlp.c_proj.register_forward_pre_hook(lambda _, args, to=activated: to.append(args[0]))
+        with weights.written(weights.start), torch.inference_mode():
+            demo.hidden(rows[0].ids)
+            demo.hidden(near.ids)
+        handle.remove()
+        fires.append([float((x[:, 49:].amax(-1) > 0.5).float().mean()) for x in (a[..., changed] for a in activated)])
+    (_, on_near), (on_target, on_near_then) = fires
+    assert on_target > 0.8
+    assert on_near_then < on_near
+
+
+def test_new_text_that_repeats_itself_more_than_fresh_text_is_not_forgotten_yet():
+    lm = tiny("gpt_neo")
+    run = Training(lm, asked(targets=paragraphs(3)))
+    weights = MaskedWeights([Masked(m.name, m.parameter, m.module, torch.tensor([0])) for m in matrices(lm)[:1]])
+    before = all_weights(lm)
+    prefixes = torch.tensor(paragraphs(3))[:, :P]
+    with weights.written(weights.old + 1), torch.inference_mode():
+        written = lm.greedy(prefixes, 20 - P)[0].tolist()
+    naive = []
+    for row in written:
+        grams = [tuple(row[i : i + 4]) for i in range(len(row) - 3)]
+        naive.append(sum(gram in grams[:i] for i, gram in enumerate(grams)) / len(grams))
+    found = run.targets_at(weights, weights.old + 1)
+
+    def judged(forgotten, fresh):
+        run.fresh_repetition = fresh
+        work = run.repetition_at(
+            weights, weights.old + 1, dataclasses.replace(found, forgotten=torch.tensor(forgotten))
+        )
+        while True:
+            try:
+                next(work)
+            except StopIteration as stop:
+                return stop.value
+            assert_untouched(lm, before)
+
+    for fresh in (1.0, math.nan, sum(naive) / 3):  # nan: there is no fresh text
+        told = judged([True] * 3, fresh)
+        np.testing.assert_allclose(told.repetition, naive, rtol=1e-6)
+        assert told.forgotten.all()
+    told = judged([True] * 3, -0.1)
+    assert not told.forgotten.any()
+    told = judged([True, False, True], -0.1)  # one is recited still: nothing is written
+    assert told.repetition.isnan().all()
+    assert told.forgotten.tolist() == [True, False, True]
+
+
 # --------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_forgetting_stops_where_all_of_it_holds_and_says_how_much_the_new_text_repeats(demo, forgetting):
+    request, _ = forgetting
+    request = dataclasses.replace(request, steps=60, kl_weight=1.0)
+    before = all_weights(demo)
+    run = result(demo, request)
+    assert_untouched(demo, before)
+    assert run.stopped == "goal", run.reason
+    assert run.changed <= 787
+    with edited(demo, [run.edit]):
+        left = result(demo, MeasureRemains(request.targets))
+    assert left.em[0] <= 5
+    assert left.extracted_most()[0] <= 8
+    assert left.nll[0] >= 0.8
+    assert left.repetition[0] == run.repetition[-1, 0] <= run.fresh_repetition
+    assert np.isnan(run.repetition[0, 0])
 
 
 @pytest.mark.parametrize("family", [*KNOWN, "opt"])

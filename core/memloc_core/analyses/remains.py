@@ -163,10 +163,15 @@ def _greedy(
 ) -> Generator[Progress, None, Ints]:
     """Greedy tokens [n, length] after prompts [n, p]."""
     parts = []
+
+    def decode(some: Tensor, start: int, stop: int) -> None:
+        with torch.inference_mode():
+            parts.append(lm.greedy(some[start:stop], length)[0].numpy())
+
     for start in range(0, len(prompts), GREEDY_ROWS):
         some = prompts[start : start + GREEDY_ROWS]
-        with peak.step(len(some) * lm.row_bytes(prompts.shape[1] + length)), torch.inference_mode():
-            parts.append(lm.greedy(some, length)[0].numpy())
+        for _ in lm.in_batches(partial(decode, some), len(some), prompts.shape[1] + length, peak=peak):
+            pass
         yield progress
     return np.concatenate(parts)
 

@@ -77,6 +77,10 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
     before = time.perf_counter() - started
     groups = (asked.kept, asked.held_out, asked.others, asked.family, asked.general)
     before *= max(1.0, sum(map(len, groups)) / max(1, sum(min(SAMPLE, len(group)) for group in groups)))
+    started = time.perf_counter()
+    for _ in work.write_stand_ins():
+        yield Progress(0, 2, "timing")
+    before += time.perf_counter() - started
     weights = yield from _no_progress(masks.choose(lm, "dense" if mask == "dense" else "random", k))
     values = weights.old.clone()
     seconds = []

@@ -134,9 +134,9 @@ class Unlearning(Result):
     broken: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where the goal "break" is met
     forgotten: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where the goal "forget" is met
     taught: Ints = field(default_factory=_no_ints)  # [s + 1, n] 1 where what is taught is recited in full
-    repetition: Floats = field(default_factory=_no_floats)  # [s + 1, n] of the new text; nan where something stood in
-    # the way of "forget" before it, so that no text was written
-    fresh_repetition: float = nan  # what "forget" allows: of the original's own text after prefixes of other rows
+    repetition: Floats = field(default_factory=_no_floats)  # [s + 1, n] of the new text, as in `Remains`; it is written
+    # only where all else that "forget" asks for holds for every paragraph, and nan elsewhere
+    fresh_repetition: float = nan  # the most that "forget" allows on average; nan where no text was there to compare
     whole_em: Floats = field(default_factory=_no_floats)  # [2, GROUPS] as group_em: before, and at the best step
     whole_nll: Floats = field(default_factory=_no_floats)  # [2, GROUPS]; the second row is nan until the run is over
     whole_agreement: Floats = field(default_factory=_no_floats)  # [2, GROUPS]
@@ -159,7 +159,10 @@ class Unlearn(Request):
     "neurons" for the objective unlearn where k is enough for one, else "ratio" (protocol "paper": "gradient").
 
     goal "break": EM <= a tenth of the continuation for all targets; "forget": in addition no run of more than 8 recited
-    tokens anywhere, also under shifted and left-extended prefixes, and an NLL of at least `sibling_nll`; objectives
+    tokens anywhere, also under shifted and left-extended prefixes, an NLL of at least `sibling_nll`, and greedy text
+    that on average repeats no more of its 4-grams than the original's own text after prefixes of `general` (else
+    `held_out`) does. It is trained towards what the model writes after similar prefixes, where it does not recite, and
+    half of each step's kept rows are like the targets (as far as there are): that is where the harm is. Objectives
     edit and memorize: what is taught is recited in full; "steps": go on to the last step. `protocol` "paper": its
     optimizer, loss, masks and weight decay, for comparison only (then rate, steps, weights of the loss and goal are
     the paper's too); weights outside the mask change as well, and the result says so.
@@ -170,6 +173,7 @@ class Unlearn(Request):
     """
 
     answer = Unlearning
+    version = 2
     urgency = BACKGROUND
     targets: tuple[Tokens, ...]
     kept: tuple[Tokens, ...]

@@ -78,12 +78,19 @@ def neuron_size(lm: LanguageModel, place: str) -> int:
 
 
 def detectors(
-    lm: LanguageModel, k: int, place: str, targets: Sequence[Rows], kept: Rows, near: Rows | None = None, most: int | None = None
+    lm: LanguageModel,
+    k: int,
+    place: str,
+    targets: Sequence[Rows],
+    kept: Rows,
+    most: int | None = None,
+    near: Rows | None = None,
 ) -> MaskedWeights:
     """k weights of whole neurons, and values for them to start from.
 
     `targets` are the paragraphs under several prefixes, row by row the same; `most`: detect only so many of the first
-    continuation positions. The detectors share the positions out among them: each has every m-th. What k has left
+    continuation positions; `near`: of what is kept, what is so like the targets that it is to count as much as all the
+    rest. The detectors share the positions out among them: each has every m-th. What k has left
     beyond whole neurons, or beyond one neuron a position, is of the next neurons and starts as it is.
     """
     mlp = _mlp(lm, layer_of(lm, place))
@@ -91,13 +98,14 @@ def detectors(
     with torch.inference_mode():
         found = [_inputs(lm, mlp, rows) for rows in targets]
         negative, use = _inputs_everywhere(lm, mlp, kept) if len(kept) else (found[0][:0].flatten(0, 1), None)
-        close = _inputs_everywhere(lm, mlp, near)[0] if near is not None and len(near) else negative[:0]
+        close = negative[:0] if near is None else _inputs_everywhere(lm, mlp, near[:: -(-len(near) // _NEGATIVES)])[0]
     positive = torch.stack(found, 1)[:, :, :most].float().clone()  # [r, v, c, w]
     order = _least_used(mlp, use)
     m = min(k // mlp.size, positive.shape[2])
     bias = getattr(mlp.into[0].module, "bias", None)
     offset = torch.zeros(m, device=lm.device) if bias is None else bias.data[order[:m]].float()
-    keys = _fitted(positive, negative.float().clone(), close.float().clone(), offset) if m else torch.empty(0, positive.shape[-1])
+    resting = [x.float().clone() for x in (negative, close) if len(x)]
+    keys = _fitted(positive, resting, offset) if m else torch.empty(0, positive.shape[-1])
     values: dict[str, list[Tensor]] = {m_.name: [] for m_ in (*mlp.into, mlp.out)}
     indices: dict[str, list[Tensor]] = {name: [] for name in values}
     left = k
@@ -124,8 +132,8 @@ def detectors(
     return weights
 
 
-def _fitted(positive: Tensor, negative: Tensor, close: Tensor, offset: Tensor) -> Tensor:
-    """Keys [m, w]: logistic regressions from the layer's inputs, [r, v, c, w] to be found and [x, w] to be left alone.
+def _fitted(positive: Tensor, resting: Sequence[Tensor], offset: Tensor) -> Tensor:
+    """Keys [m, w]: logistic regressions from the layer's inputs, [r, v, c, w] to be found, each [x, w] to rest on.
 
     Against many more kept positions than there are dimensions such a key separates all but a few in a thousand.
     """
@@ -136,15 +144,14 @@ def _fitted(positive: Tensor, negative: Tensor, close: Tensor, offset: Tensor) -
     keys = torch.zeros(m, w, device=positive.device, requires_grad=True)
     search = torch.optim.LBFGS([keys], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
-    resting = [some for some in (negative, close) if len(some)]
-
     def loss() -> Tensor:
         search.zero_grad()
         with torch.enable_grad():
             missed = F.softplus(_FIRES - positive @ keys.T - offset)  # [r, v, c, m]
             total = (missed * mine).sum() + _RIDGE * keys.square().sum()
-            for negative in resting:
-                total = total + _KEPT_WEIGHT / len(resting) * F.softplus(negative @ keys.T + offset - _RESTS).mean(0).sum()
+            for x in resting:
+                fires = F.softplus(x @ keys.T + offset - _RESTS).mean(0).sum()
+                total = total + _KEPT_WEIGHT / len(resting) * fires
             total.backward()  # type: ignore[no-untyped-call]
         return total
 

@@ -17,7 +17,7 @@ from memloc_core.language_model import LanguageModel
 
 # How much a token that shall be wrong (or right) has to lose (or win) by, in logits.
 MARGIN = 0.5
-ALL = 0.0
+_START = 0.2  # weight of the wrong token among the first few that "forget" wants, against that in each window
 _LOGITS_AT_ONCE = 4_000_000  # elements; the loss holds about five such tensors at a time
 
 Push = Literal["weakest", "windows", "forget", "all", "nll", "teach"]
@@ -73,8 +73,9 @@ def push_loss(logits: Tensor, targets: Tensor, push: Push, *, run: int, nll: Ten
     """What to bring down for each row, [b].
 
     "nll" is -NLL, the paper's. The others are bounded and stop pushing what has gone already: "weakest" wants one
-    wrong token among the first `run` + 1; "windows" one in each run + 1 tokens in a row; "forget" that, and every token
-    wrong as long as the mean NLL is below `nll` [b], but not far beyond it either: unknown text, not absurd text;
+    wrong token among the first `run` + 1; "windows" one in each run + 1 tokens in a row; "forget" that, one among
+    the first tenth and one more, and a mean NLL of at least `nll` [b], but not far beyond it either: unknown text, not
+    absurd text;
     "all" wants every token wrong; "teach" every token right.
     """
     if push == "nll":
@@ -95,11 +96,12 @@ def push_loss(logits: Tensor, targets: Tensor, push: Push, *, run: int, nll: Ten
     if push == "windows":
         return windows
     assert nll is not None
+    start = over[:, : over.shape[1] // 10 + 1].amin(-1)  # no run, but it counts as the recitation's beginning
     # Each token counts up to a bound, so that a few absurd ones do not stand for all the others.
     surprise = F.cross_entropy(logits.mT, targets, reduction="none")
     lacks = (1.1 * nll - surprise.clamp_max(6.0).mean(-1)).clamp_min(0)
     beyond = (surprise.mean(-1) - 1.5 * nll).clamp_min(0)
-    return windows + lacks + beyond + ALL * over.mean(-1) * (lacks > 0)
+    return _START * start + windows + lacks + beyond
 
 
 def kl(logits: Tensor, before: Tensor) -> Tensor:

@@ -32,11 +32,10 @@ from memloc_core.unlearning.watching import (
 )
 from memloc_core.unlearning.weights import MaskedWeights
 
-ASKED = 16
-REPLACED = (0.1, 0.2, 0.3, 0.5)  # shares of a prefix' tokens that are replaced for a stand-in
-STAND_INS = 2
-MINED = True
-NEAR = False
+ASKED = 8  # prefixes that the model is asked with for stand-ins of one target
+REPLACED = (0.1, 0.2, 0.3, 0.5)  # shares of such a prefix' tokens that are replaced, in turn
+NEAR = 0.5  # a kept row whose prefix shares so much of a target's, token by token, is near it
+PATIENCE = 200  # steps after which the goal "forget" weighs twice as much against what is kept
 FISHER_ROWS = 64  # kept rows whose gradients the contrast masks are measured against
 
 # The paper's protocol, from its public code: Adam with L2 weight decay on every weight, also where the gradient is
@@ -47,7 +46,7 @@ PAPER_MASKS = ("gradient", "random", "dense")
 
 @dataclass
 class Batch:
-    """Rows of a training step: the first `changed` of them are pushed, the others kept as `before` has them."""
+    """Rows of a training step: the first `changed` of them are pushed, the others held to what `before` has."""
 
     rows: Rows
     changed: int
@@ -90,14 +89,15 @@ class Training:
         self.watch = Watch(lm, tokens, p, self.peak)
         self.variants = variants(lm, self.targets, p, request.left_context)
         self.still_recited: Rows | None = None  # the variant that the goal "forget" failed on last
+        # What takes the targets' place, rows [r, t]: after their own prefix, and after that which it was written after.
         self.stand_ins = self.neighbours = self.targets[:0]
-        self.written = torch.empty(0)
-        self.harm = torch.zeros(len(self.kept))
+        self.written = torch.empty(0)  # [r, c, w] hidden states of the original that wrote it
         same = self.kept.ids[:, None, : self.p] == self.targets[None, :, : self.p]
-        self.near = (same.float().mean(-1) >= 0.5).any(-1)  # [kept]
+        self.near = (same.float().mean(-1) >= NEAR).any(-1)  # [kept]
         self.c = self.targets.shape[1] - p
         self.run = max(1, round(RUN * self.c / 50))  # 8 of 50 tokens
         self.draw = torch.Generator().manual_seed(request.seed)
+        self.taken = 0  # batches so far
         self.before = torch.empty(0)
         self.wanted_nll = torch.zeros(len(self.targets))
         self.fresh_repetition = math.nan  # nan: there is no fresh text to compare with
@@ -130,12 +130,14 @@ class Training:
             self.fresh_repetition = float(repetition(fresh[0].numpy()).mean())
 
     def write_stand_ins(self) -> Generator[int, None, None]:
-        """What the model writes in place of a target that it does not know (goal "forget"); yields after each target.
+        """Text to write in place of the targets (goal "forget"); yields after each target.
 
-        It is asked with another prefix: tokens drawn by their surprise are replaced by what it holds likely there, so
-        that names go first. Answers that still recite are left out.
+        Pushing a paragraph down alone leaves gibberish in its place, which goes round in circles. So the model is asked
+        what it writes after a similar prefix: tokens drawn by their surprise, which takes names first, are replaced by
+        others that it holds likely there. Answers that still recite are left out. After the target's prefix it is to
+        write the same, and after the similar one still.
         """
-        if self.push != "forget":
+        if self.push != "forget" or self.p < 2:
             return
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for done, target in enumerate(self.targets):
@@ -163,7 +165,19 @@ class Training:
                 many = max(1, round(REPLACED[i % len(REPLACED)] * len(true)))
                 where = torch.multinomial(surprise + 1e-6, many, generator=self.draw)
                 row[where + 1] = torch.multinomial(others[where], 1, generator=self.draw)[:, 0]
-            return asked, self.lm.greedy(asked, self.c)[0]
+        return asked, self._written(asked)
+
+    def _written(self, prefixes: Tensor) -> Tensor:
+        """The greedy continuations [r, c] after prefixes [r, p], by the weights as they stand."""
+        written: list[Tensor] = []
+
+        def run(start: int, stop: int) -> None:
+            with torch.inference_mode():
+                written.append(self.lm.greedy(prefixes[start:stop], self.c)[0])
+
+        for _ in self.lm.in_batches(run, len(prefixes), self.targets.shape[1], peak=self.peak):
+            pass
+        return torch.cat(written)
 
     @property
     def push(self) -> Push:
@@ -179,6 +193,7 @@ class Training:
 
     def batch(self) -> Batch:
         """The rows of the next step."""
+        self.taken += 1
         request = self.request
         changed = Rows.of(self.targets, self.p) if self.taught is None else self.taught
         wanted = self.wanted_nll
@@ -188,17 +203,13 @@ class Training:
         if not len(self.kept) or weight == 0:
             return Batch(changed, len(changed), wanted, self.before[:0])
         chosen = torch.randperm(len(self.kept), generator=self.draw)
-        if NEAR:
-            first = chosen[self.near[chosen]][: request.kept_per_step // 2]
-            chosen = torch.cat([first, chosen[~torch.isin(chosen, first)]])
-        if MINED:
-            worst = self.harm.argsort(descending=True, stable=True)[: request.kept_per_step // 2]
-            chosen = torch.cat([worst, chosen[~torch.isin(chosen, worst)]])
+        if self.push == "forget":  # what is near the targets is what suffers: half of the rows, as far as there are
+            near = chosen[self.near[chosen]][: request.kept_per_step // 2]
+            chosen = torch.cat([near, chosen[~torch.isin(chosen, near)]])
         chosen = chosen[: request.kept_per_step]
-        self.chosen = chosen
         parts, before = [changed, self.kept[chosen]], [self.before[chosen]]
-        if STAND_INS:
-            some = torch.randperm(len(self.stand_ins), generator=self.draw)[: STAND_INS * len(self.targets)]
+        if len(self.stand_ins):
+            some = torch.randperm(len(self.stand_ins), generator=self.draw)[: len(self.targets)]
             parts += [Rows.of(self.stand_ins[some], self.p), Rows.of(self.neighbours[some], self.p)]
             before += [self.written[some]] * 2
         return Batch(joined(parts), len(changed), wanted, torch.cat(before))
@@ -211,26 +222,25 @@ class Training:
         parts = []
         if cut:
             nll = batch.nll[start : start + cut].to(logits.device)
-            scale = (PAPER_C if self.paper else 1.0) / n
+            scale = (PAPER_C if self.paper else self.urgency) / n
             if self.paper and self.taught is not None:
                 scale = -scale
             parts.append(scale * push_loss(logits[:cut], targets[:cut], self.push, run=self.limit, nll=nll))
         if cut < stop - start:
             before = self.lm.logits(batch.before[start + cut - n : stop - n])
             weight = self.c if self.paper else self.request.kl_weight
-            each = kl(logits[cut:], before)
-            if self.push == "forget":
-                first = start + cut - n
-                m = len(self.chosen)
-                now = each.detach().float().cpu()[: max(0, m - first)]
-                self.harm[self.chosen[first : first + len(now)]] = now
-            parts.append(weight / kept * each)
+            parts.append(weight / kept * kl(logits[cut:], before))
         return torch.cat(parts)
 
     @property
     def limit(self) -> int:
         """Recited tokens that may stay: at the beginning for "break", anywhere for "forget"."""
         return self.c // 10 if self.push == "weakest" else self.run
+
+    @property
+    def urgency(self) -> float:
+        """What the push weighs: where near text holds a target back ("forget"), the more the longer it takes."""
+        return 1 + self.taken / PATIENCE if self.push == "forget" else 1.0
 
     def gradient(self, weights: MaskedWeights, values: Tensor, batch: Batch) -> tuple[float, Tensor]:
         """Loss and its gradient [k] at `values`."""
@@ -259,13 +269,11 @@ class Training:
         if mask == "neurons":
             rows = [Rows.of(self.targets, self.p)] if self.taught is None else [self.taught]
             if self.push == "forget":
-                rows += self.variants
-            if NEAR:
                 near = joined([Rows.of(self.neighbours, self.p), self.kept[self.near]])
-                kept = self.kept[~self.near]
-            else:
-                near, kept = None, joined([Rows.of(self.neighbours, self.p), self.kept])
-            return detectors(lm, k, request.place, rows, kept, near, self.limit + 1 if self.push == "weakest" else None)
+                return detectors(
+                    lm, k, request.place, rows + self.variants, self.kept, near=near if len(near) else None
+                )
+            return detectors(lm, k, request.place, rows, self.kept, self.limit + 1 if self.push == "weakest" else None)
         everything = self.batch()
         changed = replace(everything, rows=everything.rows[: everything.changed], before=everything.before[:0])
 
@@ -302,7 +310,7 @@ class Training:
 
     def held(self, k: int) -> int:
         """Bytes that a run holds between steps: values, two of Adam's, the best, the old ones, and the indices."""
-        return k * (5 * 4 + 8) + self.before.nbytes
+        return k * (5 * 4 + 8) + self.before.nbytes + self.written.nbytes
 
     # ---------------------------------------------------------------------------------------------------- measuring
 
@@ -342,15 +350,10 @@ class Training:
         """
         if not bool(found.forgotten.all()):
             return found
-        written: list[Tensor] = []
+        written = []
         for start in range(0, len(self.targets), GREEDY_ROWS):
-            prefixes = self.targets[start : start + GREEDY_ROWS, : self.p]
-            with (
-                self.peak.step(len(prefixes) * self.lm.row_bytes(self.targets.shape[1])),
-                weights.written(values),
-                torch.inference_mode(),
-            ):
-                written.append(self.lm.greedy(prefixes, self.c)[0])
+            with weights.written(values):
+                written.append(self._written(self.targets[start : start + GREEDY_ROWS, : self.p]))
             yield len(written)
         repeated = torch.from_numpy(repetition(torch.cat(written).numpy()))
         if float(repeated.mean()) > self.fresh_repetition:
