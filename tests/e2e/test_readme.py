@@ -26,7 +26,7 @@ PAGES = (TREE / "README.md", *sorted((TREE / "docs").glob("*.md")))
 FILLED = {"path/to/checkpoint": "checkpoint", "cuda:0": "cpu", "$(memloc-tui completion bash)": ""}
 # What would take minutes is asked for less; the command is otherwise the page's own.
 SHORTER = {
-    "unlearn": ("--steps", "40", "--relearn", "0"),
+    "unlearn": ("--keep", "8", "--relearn", "0"),
     "compare-masks": ("--limit", "1", "--masks", "top", "--objectives", "unlearn", "--steps", "3", "--keep", "8"),
     "findings": ("--only", "all-or-nothing"),
     "detect": ("--limit", "60"),
