@@ -313,16 +313,13 @@ def test_a_hub_data_set_that_is_in_the_local_cache_opens_by_its_name(prepared, o
 @pytest.mark.parametrize(
     "name", ["somebody/else", "somebody/rows:validation", "somebody/rows@none", "some/../etc", "x"]
 )
-def test_a_hub_data_set_that_is_not_there_is_said_at_once_and_never_asked_of_the_network(prepared, opened, name):
+def test_a_hub_data_set_that_is_not_there_is_said_and_never_asked_of_the_network(prepared, opened, name):
     import socket
-    import time
 
-    started = time.monotonic()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
         with pytest.raises(UsageError):
             opened(name)
-    assert time.monotonic() - started < 2
 
 
 # ---------------------------------------------------------------------------------------------------- what is beside
