@@ -88,19 +88,16 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     return make
 
 
+def give_words(folder: Path) -> None:
+    """A tokenizer of the words w0 .. w119 for a checkpoint of `make_checkpoint`'s size."""
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({f" w{i}": i for i in range(120)}, " w0")).save(str(folder / "tokenizer.json"))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
     return make_checkpoint()
-
-
-def answer(engine: Any, request: Any) -> Any:
-    """The Answer of an engine in this process."""
-    steps = engine.steps(request)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 def result(lm: Any, request: Any) -> Any:
@@ -109,7 +106,7 @@ def result(lm: Any, request: Any) -> Any:
 
     engine = Engine()
     engine.lm = lm
-    return answer(engine, request).result
+    return engine.answer(request).result
 
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's released paragraphs are not here")

@@ -19,7 +19,7 @@ import torch
 
 from memloc_core.requests import ExactMatch, OpenModel, Perturb, Sweep
 from memloc_tui.files import write_whole
-from tests.conftest import result
+from tests.conftest import give_words, result
 
 COMMAND = (sys.executable, "-m", "memloc_tui")
 ROWS = np.random.default_rng(0).integers(0, 120, (70, 100)).tolist()
@@ -29,11 +29,9 @@ IDS = [hashlib.sha256(struct.pack("<100q", *row)).hexdigest()[:10] for row in RO
 @pytest.fixture(scope="module")
 def place(tiny_checkpoint, tmp_path_factory):
     """A folder with a checkpoint of 120 words, rows of their ids, and a cache that one command leaves to the next."""
-    from tokenizers import Tokenizer, models
-
     folder = tmp_path_factory.mktemp("commands")
     shutil.copytree(tiny_checkpoint, folder / "tiny")
-    Tokenizer(models.WordLevel({f" w{i}": i for i in range(120)}, " w0")).save(str(folder / "tiny" / "tokenizer.json"))
+    give_words(folder / "tiny")
     np.save(folder / "rows.npy", np.array(ROWS))
     return folder
 

@@ -23,7 +23,7 @@ from memloc_core.requests import Edited, ExactMatch, ExportCheckpoint, OpenModel
 from memloc_tui import edits as kept
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
-from tests.conftest import result
+from tests.conftest import give_words, result
 from tests.edits import make_edit, run_of
 
 COMMAND = (sys.executable, "-m", "memloc_tui")
@@ -36,11 +36,9 @@ QUICK = Perturb(ROW, ((3, 7), (40, 0)))
 @pytest.fixture(scope="module")
 def place(tiny_checkpoint, tmp_path_factory):
     """A checkpoint of 120 words, and rows of ids."""
-    from tokenizers import Tokenizer, models
-
     folder = tmp_path_factory.mktemp("edits")
     shutil.copytree(tiny_checkpoint, folder / "tiny")
-    Tokenizer(models.WordLevel({f" w{i}": i for i in range(120)}, " w0")).save(str(folder / "tiny" / "tokenizer.json"))
+    give_words(folder / "tiny")
     np.save(folder / "rows.npy", np.array(ROWS))
     return folder
 

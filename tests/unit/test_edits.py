@@ -29,7 +29,7 @@ from memloc_core.requests import (
     Unlearn,
 )
 from memloc_tui import edits as kept
-from tests.conftest import answer, result
+from tests.conftest import result
 from tests.edits import changed, copy_of, equal, make_edit, run_of, written
 from tests.unit.families import KNOWN, paragraphs, tiny
 
@@ -276,7 +276,7 @@ def test_an_edited_analysis_answers_for_a_model_that_was_written_over(family, tm
 def answer_of(lm, request):
     engine = Engine()
     engine.lm = lm
-    return answer(engine, request)
+    return engine.answer(request)
 
 
 def step(steps):
@@ -319,12 +319,12 @@ def test_a_sweep_that_is_closed_fails_or_is_cancelled_in_a_forward_pass_leaves_t
 
     hook = lm.blocks[1].register_forward_pre_hook(boom)
     with pytest.raises(RuntimeError, match="boom"):
-        answer(engine, request)
+        engine.answer(request)
     hook.remove()
     assert equal(copy_of(lm), before)
     hook = lm.blocks[1].register_forward_pre_hook(lambda *_: lm.cancelled.set())
     with pytest.raises(Cancelled):
-        answer(engine, request)
+        engine.answer(request)
     hook.remove()
     lm.cancelled.clear()
     assert equal(copy_of(lm), before)
@@ -541,7 +541,7 @@ def test_an_export_touches_nothing_that_is_there_and_leaves_nothing_when_it_is_s
     (full / "file").write_text("mine")
     for folder in (full, full / "file", tmp_path / "no" / "where"):
         with pytest.raises(UsageError, match=r"is there already|cannot be"):
-            answer(engine, ExportCheckpoint(str(folder)))
+            engine.answer(ExportCheckpoint(str(folder)))
     assert [file.read_text() for file in full.iterdir()] == ["mine"]
     steps = engine.steps(edited(ExportCheckpoint(str(tmp_path / "new")), tmp_path, make_edit(lm)))
     next(steps)
@@ -552,6 +552,6 @@ def test_an_export_touches_nothing_that_is_there_and_leaves_nothing_when_it_is_s
     (tmp_path / "new").mkdir()
     left = tmp_path / ".new.unfinished-999999999"  # of an engine that was killed
     left.mkdir()
-    answer(engine, ExportCheckpoint(str(tmp_path / "new")))
+    engine.answer(ExportCheckpoint(str(tmp_path / "new")))
     assert (tmp_path / "new" / "config.json").is_file()
     assert not left.exists()

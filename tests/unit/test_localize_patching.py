@@ -27,7 +27,7 @@ from memloc_core.requests import (
     RareTokens,
     Rarity,
 )
-from tests.conftest import answer, result
+from tests.conftest import result
 from tests.unit.families import KNOWN, paragraphs, tiny
 
 P = 12  # prefix tokens of the 20
@@ -277,7 +277,7 @@ def test_every_request_and_answer_survives_the_codec(request_):
     assert all(step.done <= step.total for step in steps)
     for step in steps:
         codec.decode(codec.encode(step))
-    given = answer(engine, asked)
+    given = engine.answer(asked)
     back = codec.decode(codec.encode(given))
     assert isinstance(back, Answer)
     assert back.request == request_

@@ -24,7 +24,6 @@ from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions, keep_of
 from memloc_core.scan.kernel import exact_matches
 from memloc_core.scan.windows import order_of
-from tests.conftest import answer
 from tests.unit import families
 
 
@@ -253,7 +252,7 @@ def _parquet(table):
 def test_what_is_wrong_with_a_corpus_is_said_before_the_scan_begins(name, content, column, said, tmp_path, place):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=said):
-        answer(Engine(), PlanScan((str(tmp_path / name),), str(place), column))
+        Engine().answer(PlanScan((str(tmp_path / name),), str(place), column))
 
 
 def test_a_corpus_that_is_not_there_is_said_at_once_and_no_hub_is_asked(tmp_path, monkeypatch):
@@ -345,12 +344,12 @@ class Here:
             if len(self.asked) == self.dies_after:
                 raise MemlocError("killed")
             self.asked.append(request)
-            yield number, answer(self.engine, request)
+            yield number, self.engine.answer(request)
 
 
 def run_scan(engine, corpus, out, options=OPTIONS, engines=None, block_tokens=8192, place=None, restart=False):
     async def ask(request, on_progress):
-        return answer(engine, request)
+        return engine.answer(request)
 
     async def main():
         scan = Scan(ScanFolder(out), str(corpus), str(place), options, ask)
@@ -433,7 +432,7 @@ def test_a_scan_finds_exactly_what_a_brute_force_search_finds(
 def test_the_set_opens_as_paragraphs(engine, corpus, place, tmp_path):
     run_scan(engine, corpus, tmp_path / "set.parquet", place=place)
     request = OpenParagraphs(str(tmp_path / "set.parquet"), str(place), PREFIX, WINDOW - PREFIX)
-    opened = answer(Engine(), request).result
+    opened = Engine().answer(request).result
     rows = pq.read_table(tmp_path / "set.parquet").to_pylist()
     assert opened.tokens.tolist() == [row["tokens"] for row in rows]
     assert opened.repetitions.tolist() == [row["count"] for row in rows]
