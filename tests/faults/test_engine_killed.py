@@ -34,7 +34,6 @@ from memloc_tui.settings import Settings
 from tests.faults.questions import KINDS, NOT_THE_ENGINES, Questions, differs
 from tests.faults.rounds import FULL, rounds
 
-
 STARTING = 3.0  # seconds within which an engine that starts is killed; about what it takes to import torch
 PATIENCE = 180.0
 
