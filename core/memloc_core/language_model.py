@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from memloc_core import architectures, memory, sources
 from memloc_core.errors import Cancelled, MemlocError, UsageError
+from memloc_core.model_library import compiler_held_back
 from memloc_core.requests import ModelInfo, OpenModel, Tokens
 from memloc_core.tokenizers import read_config
 
@@ -355,7 +356,8 @@ def load(request: OpenModel) -> LanguageModel:
     # A half-precision file would otherwise load as half, and exact match hangs on small margins.
     dtype = DTYPES.get(request.dtype, torch.float32)
     _refuse_unless_it_fits(folder, request.model, dtype, device)
-    model, attention = _from_pretrained(folder, request.model, dtype)
+    with compiler_held_back():
+        model, attention = _from_pretrained(folder, request.model, dtype)
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise MemlocError(f"{folder}: the weights {name} hold NaN or infinite values; the file is damaged.")

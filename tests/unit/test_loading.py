@@ -8,6 +8,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -425,3 +427,40 @@ def test_the_state_of_a_paragraph_file_includes_its_counts(tmp_path):
 def test_equal_files_in_another_folder_have_another_state(copy, tmp_path):
     twin = shutil.copytree(copy, tmp_path / "twin")
     assert sources.state(twin) != sources.state(copy)
+
+
+def in_a_fresh_process(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_opening_a_model_and_asking_it_leaves_the_compiler_out():
+    """Its import would take a third of the time that an engine needs to open."""
+    in_a_fresh_process(
+        "import sys\n"
+        "from memloc_core.engine import Engine\n"
+        "from memloc_core.requests import ExactMatch, OpenModel\n"
+        "engine, row = Engine(), tuple(range(100, 200))\n"
+        "engine.answer(OpenModel('demo'))\n"
+        "engine.answer(ExactMatch((row,), 50))\n"
+        "assert not {'torch._dynamo', 'torch.distributed.tensor'} & set(sys.modules)\n"
+    )
+
+
+def test_who_needs_the_compiler_gets_the_real_one():
+    """Within and after: what stood in for it is gone, and it compiles."""
+    in_a_fresh_process(
+        "import sys, torch\n"
+        "from memloc_core.model_library import compiler_held_back\n"
+        "there, disable = torch.distributed.is_available(), torch.compiler.disable\n"
+        "with compiler_held_back():\n"
+        "    import transformers.masking_utils as masking\n"
+        "    assert torch.distributed.is_available() is False\n"
+        "    assert torch._dynamo.config.suppress_errors is False\n"
+        "    assert torch.distributed.is_available() is there\n"
+        "assert torch.compiler.disable is disable\n"
+        "with masking.TransformGetItemToIndex():\n"
+        "    assert torch.arange(3)[torch.tensor(2)] == 2\n"
+        "compiled = torch.compile(lambda x: x.sin() + 1, backend='eager')\n"
+        "assert torch.equal(compiled(torch.ones(3)), torch.ones(3).sin() + 1)\n"
+    )
