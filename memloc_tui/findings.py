@@ -26,6 +26,7 @@ from memloc_core.requests import (
     Rarity,
     Request,
     Sweep,
+    TryRun,
     Unlearn,
 )
 
@@ -188,7 +189,7 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
 
 def cost(request: Request) -> float:
     """About how long a request takes, in forward passes of one paragraph."""
-    inner = request.request if isinstance(request, Ablated) else request
+    inner = request.request if isinstance(request, Ablated) else request.run if isinstance(request, TryRun) else request
     if isinstance(inner, ExactMatch):
         return len(inner.paragraphs)
     if isinstance(inner, Sweep):
@@ -198,7 +199,7 @@ def cost(request: Request) -> float:
     if isinstance(inner, RareTokens):
         return len(inner.paragraphs) * (1 + 2 * inner.pairs)
     if isinstance(inner, Unlearn):
-        return inner.steps * (len(inner.targets) + inner.kept_per_step) / 2  # in batches, which are cheaper by the row
+        return 3 * inner.steps * (len(inner.targets) + inner.kept_per_step)  # backward takes two forward passes
     return inner.length / 4 if isinstance(inner, Continue) else 1
 
 

@@ -14,7 +14,7 @@ from memloc_core.requests import Progress, TryRun, Unlearning
 
 def run(lm: LanguageModel, request: TryRun) -> Generator[Progress, None, Unlearning]:
     """The run of `request`, its edit left empty. Raises what the run raises."""
-    steps = unlearning.run(lm, request.run)
+    steps = unlearning.run(lm, request.run, watched=request.watched)
     try:
         while True:
             try:

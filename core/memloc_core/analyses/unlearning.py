@@ -44,10 +44,13 @@ Steps = Generator[Progress, None, Unlearning]
 Stop = Literal["running", "goal", "steps", "loss", "cancelled"]
 
 
-def run(lm: LanguageModel, request: Unlearn) -> Steps:
-    """See `Unlearn`. Raises UsageError, in a sentence and before any work, for a request that cannot be meant."""
+def run(lm: LanguageModel, request: Unlearn, watched: bool = True) -> Steps:
+    """See `Unlearn`, and `TryRun` for `watched`.
+
+    Raises UsageError, in a sentence and before any work, for a request that cannot be meant.
+    """
     k = _check(lm, request)
-    work = _Run(lm, request)
+    work = _Run(lm, request, watched)
     for _ in work.watch.look_before():
         yield Progress(0, request.steps)
     work.keep_what_was()
@@ -248,7 +251,7 @@ class _Run(Training):
             # Detectors do so little harm that their margin, which rounding the weights would eat up, is worth more.
             if self.met(found) and weights.start is weights.old:
                 values, found = yield from self._drawn_back(values, found, step)
-            divergence = self.kl_at(weights, values)
+            divergence = self.kl_at(weights, values) if self.watched or step == steps else math.nan
             groups = yield from self._looked(values, SAMPLE, step - 1)
             self._note(found, divergence, groups)
             if self._better(step):
@@ -263,7 +266,7 @@ class _Run(Training):
 
     @property
     def _sends(self) -> bool:
-        return len(self.weights) <= _WHOLE_EDITS
+        return self.watched and len(self.weights) <= _WHOLE_EDITS
 
     def _at(self, values: Tensor, done: int) -> Generator[Progress, None, Targets]:
         """The changed paragraphs with `values` in the weights."""

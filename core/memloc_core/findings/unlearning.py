@@ -26,13 +26,13 @@ from memloc_core.findings.verdicts import (
     number,
     within,
 )
-from memloc_core.requests import Continue, Mask, Request, Tokens, Unlearn
+from memloc_core.requests import Continue, Mask, Request, Tokens, TryRun, Unlearn
 
 if TYPE_CHECKING:
     from memloc_core.requests import Ints, Unlearning
 
 TARGETS = (10, 30)  # paragraphs of each kind, quick and in full
-KEPT = (4, 16)  # non-memorized paragraphs that are held in place, all of them in each step
+KEPT = (2, 16)  # non-memorized paragraphs that are held in place, all of them in each step
 STEPS = 10  # as in the paper
 SPARSITY = 0.001
 MARGIN = 0.1  # of a continuation: an EM closer than this is as good
@@ -122,7 +122,7 @@ def memorized_resist(setting: Setting) -> Steps:
     prefixes = [prefix[: setting.p] for prefix in setting.tokens(others)]
     own = [(*prefix, *result.tokens.tolist()) for prefix, result in zip(prefixes, continued, strict=True)]
     requests = [_run(setting, row, "gradient") for row in rows.tolist()]
-    results = yield [*requests, *(replace(requests[0], targets=(text,)) for text in own)]
+    results = yield [*requests, *(replace(requests[0], run=replace(requests[0].run, targets=(text,))) for text in own)]
     memorized, other = setting.groups((rows, _after(results[: len(rows)])), (others, _after(results[len(rows) :])))
     return resistance(memorized, other, setting.c, setting.seed)
 
@@ -147,10 +147,10 @@ def _targets(setting: Setting) -> Ints:
 
 def _run(
     setting: Setting, row: int, mask: Mask, objective: Any = "unlearn", alternatives: tuple[Tokens, ...] = ()
-) -> Unlearn:
+) -> TryRun:
     """One paragraph from fresh weights. The paragraphs that are kept are nobody's targets."""
     kept, _ = _others(setting)
-    return Unlearn(
+    run = Unlearn(
         setting.tokens((row,)),
         setting.tokens(kept),
         setting.p,
@@ -162,8 +162,8 @@ def _run(
         steps=STEPS,
         kept_per_step=len(kept),
         seed=setting.seed,
-        sibling_nll=(float(f"{setting.nll[setting.stratum('non-memorized')].mean():.4g}"),),
     )
+    return TryRun(run, watched=False)
 
 
 def _alternatives(setting: Setting, rows: Ints) -> Generator[Sequence[Request], Sequence[Any], list[Tokens]]:

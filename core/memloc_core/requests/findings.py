@@ -50,6 +50,7 @@ class ClaimTest(Request):
     """One claim on a set of paragraphs. No analysis: `memloc_core.findings` turns other answers into this one."""
 
     answer = Finding
+    version = 2
     claim: str
     paragraphs: str  # `Setting.fingerprint` of the set
     prefix_length: int

@@ -75,8 +75,8 @@ class Targets:
 class Training:
     """What one request needs at each step. Nothing here yields: every method leaves the weights as it found them."""
 
-    def __init__(self, lm: LanguageModel, request: Unlearn) -> None:
-        self.lm, self.request, self.p = lm, request, request.prefix_length
+    def __init__(self, lm: LanguageModel, request: Unlearn, watched: bool = True) -> None:
+        self.lm, self.request, self.watched, self.p = lm, request, watched, request.prefix_length
         self.paper = request.protocol == "paper"
         p = self.p
         self.targets = lm.rows(request.targets, p)
@@ -85,7 +85,7 @@ class Training:
         self.kept = Rows.of(self._rows(request.kept), p)
         self.peak = PeakMemory(lm.device)
         groups = (request.kept, request.held_out, request.others, request.family, request.general)
-        tokens = {name: self._rows(rows) for name, rows in zip(GROUPS, groups, strict=True)}
+        tokens = {name: self._rows(rows) for name, rows in zip(GROUPS, groups, strict=True) if watched}
         self.watch = Watch(lm, tokens, p, self.peak)
         self.variants = variants(lm, self.targets, p, request.left_context)
         self.still_recited: Rows | None = None  # the variant that the goal "forget" failed on last
