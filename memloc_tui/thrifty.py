@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from textual.drivers.linux_driver import LinuxDriver
@@ -31,6 +31,16 @@ _GAP = 4  # equal cells between two changes that are cheaper sent again than mov
 Style = tuple[str, str, str]  # foreground, background, the other attributes: parts of an SGR sequence
 PLAIN: Style = ("", "", "")
 Cell = tuple[str, Style] | None  # what stands there ("" behind a wide character); None: nobody knows
+
+
+class Piece(NamedTuple):
+    """Text of one style in columns x to `stop` of line y."""
+
+    style: Style
+    y: int
+    x: int
+    stop: int
+    text: str
 
 
 class Glass:
@@ -86,33 +96,47 @@ class Glass:
 
     def _sent(self, changed: dict[int, list[Cell]], end: tuple[int, int]) -> str:
         """The changes as a sequence, after which the cursor is at `end` and the style is plain."""
+        pieces: list[Piece] = []
+        for y, line in changed.items():
+            for start, stop in _runs(self.cells[y], line):
+                pieces += _pieces(line, y, start, stop)
+            self.cells[y] = line
+        # Line by line, or each style once with more moves between: whichever is less.
+        by_style: dict[Style, list[Piece]] = {piece.style: [] for piece in pieces}
+        for piece in pieces:
+            by_style[piece.style].append(piece)
+        sent = self._painted(pieces, end)
+        other = self._painted([piece for some in by_style.values() for piece in some], end)
+        text, at = min(sent, other, key=lambda painted: len(painted[0]))
+        self.at = at if at[0] < self.size[0] else (-1, -1)
+        return text
+
+    def _painted(self, pieces: list[Piece], end: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+        """The pieces in this order, and where the cursor is then."""
         out: list[str] = []
         style, at = PLAIN, self.at
-        for y, line in changed.items():
-            before = self.cells[y]
-            if before == line:
-                continue
-            for start, stop in _runs(before, line):
-                if at != (start, y):
-                    out.append(f"\x1b[{y + 1};{start + 1}H")
-                for cell in line[start:stop]:
-                    assert cell is not None
-                    text, own = cell
-                    if text:
-                        if own != style:
-                            out.append(_change(style, own))
-                            style = own
-                        out.append(text)
-                at = (stop, y)
-            self.cells[y] = line
+        for piece in pieces:
+            if at != (piece.x, piece.y):
+                out.append(self._moved(at, (piece.x, piece.y)))
+            if piece.style != style:
+                out.append(_change(style, piece.style))
+                style = piece.style
+            out.append(piece.text)
+            at = (piece.stop, piece.y)
         if style != PLAIN:
             out.append("\x1b[m")
-        # A terminal that has just filled its last column stands on it, not behind it.
         if end != at and end[0] >= 0:
-            out.append(f"\x1b[{end[1] + 1};{end[0] + 1}H")
+            out.append(self._moved(at, end))
             at = end
-        self.at = at if at[0] < self.size[0] else (-1, -1)
-        return "".join(out)
+        return "".join(out), at
+
+    def _moved(self, at: tuple[int, int], to: tuple[int, int]) -> str:
+        """The cursor's shortest way. A terminal that has just filled its last column stands on it, not behind it."""
+        if at[1] != to[1] or not 0 <= at[0] < self.size[0]:
+            return f"\x1b[{to[1] + 1};{to[0] + 1}H"
+        step = to[0] - at[0]
+        relative = f"\x1b[{step if step > 1 else ''}C" if step > 0 else f"\x1b[{-step if step < -1 else ''}D"
+        return min(relative, f"\x1b[{to[0] + 1}G", key=len)
 
 
 @lru_cache(maxsize=4096)
@@ -165,6 +189,18 @@ def _runs(before: list[Cell], after: list[Cell]) -> list[tuple[int, int]]:
         else:
             runs.append((start, stop))
     return runs
+
+
+def _pieces(line: list[Cell], y: int, start: int, stop: int) -> list[Piece]:
+    """Columns start to stop of a line, cut where the style changes."""
+    pieces: list[Piece] = []
+    for x in range(start, stop):
+        text, style = line[x]  # type: ignore[misc]
+        if pieces and style == pieces[-1].style:
+            pieces[-1] = pieces[-1]._replace(stop=x + 1, text=pieces[-1].text + text)
+        else:
+            pieces.append(Piece(style, y, x, x + 1, text))
+    return pieces
 
 
 @lru_cache(maxsize=4096)

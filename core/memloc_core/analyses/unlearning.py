@@ -248,8 +248,9 @@ class _Run(Training):
                 break
             self.curves.seconds.append(taken)
             self.curves.loss.append(loss)
-            # Detectors do so little harm that their margin, which rounding the weights would eat up, is worth more.
-            if self.met(found) and weights.start is weights.old:
+            # Detectors that only break do so little harm that their margin, which rounding the weights would eat up, is
+            # worth more.
+            if self.met(found) and (weights.start is weights.old or self.request.goal != "break"):
                 values, found = yield from self._drawn_back(values, found, step)
             divergence = self.kl_at(weights, values) if self.watched or step == steps else math.nan
             groups = yield from self._looked(values, SAMPLE, step - 1)
