@@ -102,12 +102,9 @@ class Glass:
                 pieces += _pieces(line, y, start, stop)
             self.cells[y] = line
         # Line by line, or each style once with more moves between: whichever is less.
-        by_style: dict[Style, list[Piece]] = {piece.style: [] for piece in pieces}
-        for piece in pieces:
-            by_style[piece.style].append(piece)
-        sent = self._painted(pieces, end)
-        other = self._painted([piece for some in by_style.values() for piece in some], end)
-        text, at = min(sent, other, key=lambda painted: len(painted[0]))
+        first = {piece.style: at for at, piece in reversed(list(enumerate(pieces)))}
+        by_style = sorted(pieces, key=lambda piece: first[piece.style])
+        text, at = min((self._painted(order, end) for order in (pieces, by_style)), key=lambda sent: len(sent[0]))
         self.at = at if at[0] < self.size[0] else (-1, -1)
         return text
 
@@ -132,11 +129,19 @@ class Glass:
 
     def _moved(self, at: tuple[int, int], to: tuple[int, int]) -> str:
         """The cursor's shortest way. A terminal that has just filled its last column stands on it, not behind it."""
-        if at[1] != to[1] or not 0 <= at[0] < self.size[0]:
-            return f"\x1b[{to[1] + 1};{to[0] + 1}H"
-        step = to[0] - at[0]
-        relative = f"\x1b[{step if step > 1 else ''}C" if step > 0 else f"\x1b[{-step if step < -1 else ''}D"
-        return min(relative, f"\x1b[{to[0] + 1}G", key=len)
+        there = f"\x1b[{to[1] + 1};{to[0] + 1}H" if to[0] else f"\x1b[{to[1] + 1}H"
+        if at[1] < 0 or not 0 <= at[0] < self.size[0]:
+            return there
+        across, down = to[0] - at[0], to[1] - at[1]
+        relative = "\b" * -across if -4 < across < 0 else _by(across, "C", "D")
+        if across < 0 and not to[0]:
+            relative = "\r"
+        return min(there, _by(down, "B", "A") + min(relative, f"\x1b[{to[0] + 1}G", key=len), key=len)
+
+
+def _by(n: int, forth: str, back: str) -> str:
+    """A move of n cells forth, or back where n is below 0."""
+    return f"\x1b[{abs(n) if abs(n) > 1 else ''}{forth if n > 0 else back}" if n else ""
 
 
 @lru_cache(maxsize=4096)

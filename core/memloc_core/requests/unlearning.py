@@ -108,8 +108,8 @@ class Unlearning(Result):
     The best step, by which a cancelled run is kept too: the last one that met the goal; if none did, the one with the
     lowest mean EM of the changed paragraphs (objectives edit and memorize: the highest, of what is taught), ties by
     the smaller KL; under protocol "paper" the last. A run that meets its goal draws its last step back towards its
-    start, as far as the goal stays met (`drawn_back`; not with the mask "neurons" and the goal "break"); what the curves say of that step is
-    measured after that.
+    start, as far as the goal stays met (`drawn_back`; not with the mask "neurons" and the goal "break"). What the
+    curves say of that step is measured after that.
 
     `group_*` and `agreement` are of a few rows of each group, the same ones at every step; `whole_*` of all rows.
     Both goals are judged at every step, whichever was chosen.
