@@ -600,6 +600,8 @@ class Explorer(Screen[None]):
         for name in ("list-pane", "bottom"):
             pane = self.query_one(f"#{name}")
             pane.set_class(self.focused is not None and pane in self.focused.ancestors, "-active")
+        if not self.query_one("#list-pane").has_class("-active"):
+            self._close_drawer()  # nobody looks at what is behind it
         self.show_keys()
 
     def show_keys(self) -> None:

@@ -516,6 +516,11 @@ async def test_narrow_terminals_have_a_strip_and_a_drawer(app: MemlocApp) -> Non
         assert "3/30" in shown(app, "#strip")
         await pilot.press("p", "escape")
         assert app.focused is app.explorer.prefix
+        for elsewhere in ("2", "5"):
+            await pilot.press("1")
+            await until(pilot, lambda: "1 Paragraphs" in "\n".join(screen_lines(app)))
+            await pilot.press(elsewhere)
+            await until(pilot, lambda: "1 Paragraphs" not in "\n".join(screen_lines(app)))
 
 
 async def test_a_tiny_terminal_says_so_and_recovers(app: MemlocApp) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from memloc_core.requests import Ints, Unlearning
 
 TARGETS = (10, 30)  # paragraphs of each kind, quick and in full
-KEPT = (2, 16)  # non-memorized paragraphs that are held in place, all of them in each step
+KEPT = (2, 8)  # non-memorized paragraphs that are held in place, all of them in each step
 STEPS = 10  # as in the paper
 SPARSITY = 0.001
 MARGIN = 0.1  # of a continuation: an EM closer than this is as good
