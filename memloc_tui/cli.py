@@ -695,14 +695,15 @@ def edits_remove(edit: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--data", is_flag=True, help="NAME is a data set: ORG/NAME[@CONFIG][:SPLIT]. Only its files, no code.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit. [main]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
-def download(context: click.Context, name: str, as_json: bool, **given: Any) -> None:
+def download(context: click.Context, name: str, data: bool, as_json: bool, **given: Any) -> None:
     """Fetch model NAME into the local Hugging Face cache. Nothing else here goes to the network."""
     from memloc_tui import download as fetching
 
-    fetching.download(_settings(context, given), name, as_json)
+    fetching.download(_settings(context, given), name, as_json, data)
 
 
 @cli.command()

@@ -82,10 +82,14 @@ class Offer:
     files: tuple[Remote, ...]
 
 
-def download(settings: Settings, name: str, as_json: bool) -> None:
-    """Bring a model into the local Hugging Face cache. Raises MemlocError; Ctrl-C ends it and loses nothing."""
+def download(settings: Settings, source: str, as_json: bool, data: bool = False) -> None:
+    """Bring a model, or `data`'s files, into the local Hugging Face cache.
+
+    Raises MemlocError; Ctrl-C ends it and loses nothing.
+    """
     revision = settings.revision or "main"
-    _check_name(name, revision)
+    name = (sources.data_set(source) or ("",))[0] or source if data else source
+    _check_name(name, revision, data)
     ended_by = [signal.SIGINT]
 
     def told_to_end(*_: object) -> None:
@@ -94,24 +98,29 @@ def download(settings: Settings, name: str, as_json: bool) -> None:
 
     signal.signal(signal.SIGTERM, told_to_end)
     try:
-        hub = Hub(name, revision)
+        hub = DataHub(source, name, revision) if data else Hub(name, revision)
         try:
             offer = hub.within(PROBE_SECONDS, hub.offer)
             _refuse_unless_there_is_room(offer)
             folder = hub.fetch(offer)
         except Unreachable as error:
-            raise MemlocError(f"{error}{_already_here(name, settings.revision)}") from None
+            raise MemlocError(f"{error}{'' if data else _already_here(name, settings.revision)}") from None
     except KeyboardInterrupt:
         click.echo("memloc-tui: stopped; what has arrived is kept, and the same command goes on from there.", err=True)
         sys.exit(128 + ended_by[-1])
     total = sum(file.size for file in offer.files)
     if as_json:
-        about = {"model": name, "revision": revision, "commit": offer.commit, "folder": str(folder)}
+        about = {
+            "data_set" if data else "model": name,
+            "revision": revision,
+            "commit": offer.commit,
+            "folder": str(folder),
+        }
         click.echo(json.dumps(about | {"files": [file.name for file in offer.files], "bytes": total}))
     else:
         again = f" --revision {settings.revision}" if settings.revision else ""
         click.echo(f"{name} at {offer.commit[:10]}: {len(offer.files)} files, {_megabytes(total)}, in {folder}")
-        click.echo(f"Open it with: memloc-tui --model {name}{again}")
+        click.echo(f"{hub.opens}{'' if data else again}")
 
 
 class Unreachable(MemlocError):
@@ -121,13 +130,15 @@ class Unreachable(MemlocError):
 class Hub:
     """One model on the hub that HF_ENDPOINT names, and its place in the local cache."""
 
+    kind, path = "models", ""
+
     def __init__(self, name: str, revision: str) -> None:
         self.name, self.revision = name, revision
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if urlsplit(self.endpoint).scheme not in ("http", "https"):
             raise UsageError(f"HF_ENDPOINT is {self.endpoint!r}, which is no web address.")
         self.host = urlsplit(self.endpoint).netloc
-        self.folder = sources.repository(name)
+        self.folder = sources.repository(name, self.kind)
         self.arrived = 0  # bytes
         self._moved = 0.0  # when something last happened
         self._stop = threading.Event()
@@ -136,22 +147,31 @@ class Hub:
 
     # --------------------------------------------------------------------------------------------------- what is there
 
+    @property
+    def opens(self) -> str:
+        return f"Open it with: memloc-tui --model {self.name}"
+
     def offer(self) -> Offer:
         """Ask the hub what it has. Raises MemlocError for no such model or revision, and for one without weights."""
-        asked = f"{self.endpoint}/api/models/{self.name}/revision/{quote(self.revision, safe='')}?blobs=true"
+        commit, files = self._listed(lambda name: "/" not in name and _is_wanted(name))
+        if "config.json" not in files:
+            raise MemlocError(f"{self.name} holds no config.json, so it is no model that transformers can open.")
+        configuration = [files[name] for name in _CONFIGURATION if name in files]
+        return Offer(commit, (*configuration, *self._weights(files, commit)))
+
+    def _listed(self, wanted: Callable[[str], bool]) -> tuple[str, dict[str, Remote]]:
+        """The commit, and those of its files that are wanted."""
+        asked = f"{self.endpoint}/api/{self.kind}/{self.name}/revision/{quote(self.revision, safe='')}?blobs=true"
         about = self._json(asked, self.name)
         try:
             commit = about["sha"]
             sizes = {entry["rfilename"]: entry for entry in about["siblings"]}
             if not re.fullmatch("[0-9a-f]{40}", commit):
                 raise ValueError(commit)
-            files = {name: _remote(entry) for name, entry in sizes.items() if "/" not in name and _is_wanted(name)}
+            return commit, {name: _remote(entry) for name, entry in sizes.items() if wanted(name)}
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise Unreachable(f"{self.host} answers with something that does not describe a model.") from None
-        if "config.json" not in files:
-            raise MemlocError(f"{self.name} holds no config.json, so it is no model that transformers can open.")
-        configuration = [files[name] for name in _CONFIGURATION if name in files]
-        return Offer(commit, (*configuration, *self._weights(files, commit)))
+            what = "a model" if self.kind == "models" else "a data set"
+            raise Unreachable(f"{self.host} answers with something that does not describe {what}.") from None
 
     def _weights(self, files: dict[str, Remote], commit: str) -> list[Remote]:
         """The weights in one format: safetensors before pickles, one file before shards, as the loader looks."""
@@ -170,7 +190,7 @@ class Hub:
         raise MemlocError(f"{self.name} holds no weights as .safetensors or .bin, so there is nothing to open.")
 
     def _address(self, file: Remote, commit: str) -> str:
-        return f"{self.endpoint}/{self.name}/resolve/{commit}/{quote(file.name)}"
+        return f"{self.endpoint}/{self.path}{self.name}/resolve/{commit}/{quote(file.name)}"
 
     def _json(self, url: str, what: str) -> Any:
         with self._open(url, what) as answer:
@@ -201,7 +221,7 @@ class Hub:
         if kind == "GatedRepo" or (code == 403 and kind != "RepoNotFound"):
             logged_in = "with an account that has been granted access" if self._token else ""
             return MemlocError(
-                f"{self.name} is gated: accept its conditions on {self.endpoint}/{self.name}, then log in "
+                f"{self.name} is gated: accept its conditions on {self.endpoint}/{self.path}{self.name}, then log in "
                 f"{logged_in or 'with `hf auth login` or set HF_TOKEN'}, and ask again."
             )
         if kind == "RevisionNotFound":
@@ -360,11 +380,13 @@ class Hub:
         snapshot.mkdir(parents=True, exist_ok=True)
         # config.json last: a folder without one is no model.
         for file in sorted(offer.files, key=lambda file: file.name == "config.json"):
-            place, made = snapshot / file.name, snapshot / f".{file.name}.{os.getpid()}"
+            place = snapshot / file.name
+            made = place.with_name(f".{place.name}.{os.getpid()}")
+            place.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 made.unlink()
             try:
-                made.symlink_to(Path("../../blobs") / file.blob)
+                made.symlink_to(Path("../" * (2 + file.name.count("/")), "blobs", file.blob))
             except OSError:  # a file system without links
                 shutil.copyfile(self.folder / "blobs" / file.blob, made)
             os.replace(made, place)
@@ -373,6 +395,25 @@ class Hub:
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_whole(reference, offer.commit)
         return snapshot
+
+
+class DataHub(Hub):
+    """A data set there: the files that hold its rows, of the configuration and split that `source` asks for."""
+
+    kind, path = "datasets", "datasets/"
+
+    def __init__(self, source: str, name: str, revision: str) -> None:
+        super().__init__(name, revision)
+        self.source = source
+
+    @property
+    def opens(self) -> str:
+        return f"Scan it with: memloc-tui scan {self.source} --out SET.parquet"
+
+    def offer(self) -> Offer:
+        """Ask the hub what it has. Raises MemlocError for no such data set or revision, and for one without files."""
+        commit, files = self._listed(lambda name: True)
+        return Offer(commit, tuple(files[name] for name in sources.data_files(files, self.source)))
 
 
 class _Restart(MemlocError):
@@ -407,12 +448,13 @@ def _certificates() -> Any:
     return context
 
 
-def _check_name(name: str, revision: str) -> None:
+def _check_name(name: str, revision: str, data: bool) -> None:
     if name == sources.DEMO:
         raise UsageError("The demo model comes with memloc-tui; there is nothing to download.")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) or ".." in name or "--" in name:
-        raise UsageError(f"{name!r} is no name of a model on the hub, such as EleutherAI/gpt-neo-125m.")
-    if Path(name).is_dir():
+        like = "data set on the hub, such as ORG/NAME@CONFIG:SPLIT" if data else "model on the hub, such as ORG/NAME"
+        raise UsageError(f"{name!r} is no name of a {like}.")
+    if Path(name).is_dir() and not data:
         raise UsageError(f"{name!r} is a folder here; memloc-tui --model {name} opens it.")
     if not sources.is_revision(revision):
         raise UsageError(f"{revision!r} is no name of a branch, tag or commit.")
@@ -437,7 +479,7 @@ def _remote(entry: dict[str, Any]) -> Remote:
 
 def _refuse_unless_there_is_room(offer: Offer) -> None:
     place = sources.hub_cache()
-    blobs = [*place.glob("models--*/blobs/*")] if place.is_dir() else []
+    blobs = [*place.glob("*--*/blobs/*")] if place.is_dir() else []
     have = {path.name.removesuffix(".incomplete"): path.stat().st_size for path in blobs if path.is_file()}
     need = sum(max(0, file.size - have.get(file.blob, 0)) for file in offer.files)
     while not place.exists() and place != place.parent:

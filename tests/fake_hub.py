@@ -14,11 +14,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """`revisions[name][revision]` is (commit, {file: bytes}). Large files are sent from another host, as the hub does.
+    """`revisions[name][revision]` is (commit, {file: bytes}); the name of a data set is datasets/ORG/NAME. Large files
+    are sent from another host, as the hub does.
 
     `refuse`: (path's part, HTTP status, X-Error-Code); `stall`: sends this many bytes of each large file, then
-    nothing; `cut`: closes after so many bytes, that often; `pace`: seconds between two pieces of 4 kB; `wrong`: what it
-    sends in place of what it says it has.
+    nothing; `cut`: closes after so many bytes, that often; `pace`: seconds between two pieces of 4 kB; `wrong`:
+    what it sends in place of what it says it has.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class FakeHub:
 
 
 def is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
+    return name.endswith((".safetensors", ".bin", ".parquet"))
 
 
 def entry(name: str, content: bytes) -> dict[str, Any]:
@@ -82,8 +83,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if hub.portal:
                 return self.say(200, b"<html>Please log in to the hotel's network</html>", {})
             parts = [unquote(part) for part in path.split("/")[1:]]
-            if parts[:2] == ["api", "models"]:
-                name, revision = "/".join(parts[2:-2]), parts[-1]
+            if parts[0] == "api":
+                name, revision = "/".join(parts[1 + (parts[1] == "models") : -2]), parts[-1]
                 if name not in hub.revisions:
                     return self.say(401, b"{}", {"X-Error-Code": "RepoNotFound"})
                 if revision not in hub.revisions[name]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from memloc_core.errors import UsageError
@@ -79,12 +80,20 @@ def paragraph_files(source: str) -> tuple[Path, ...]:
             return tuple(half.resolve() for half in halves)
         if files := _prepared(source):
             return files
+        if files := downloaded(source):
+            if len(files) > 1 and any(file.suffix != ".arrow" for file in files):
+                raise UsageError(
+                    f"{source} is {len(files)} files in {files[0].parent}; --paragraphs takes one of them, `memloc-tui "
+                    "scan` takes all."
+                )
+            return files
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"{source!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     raise UsageError(
         f"There is no paragraph file {str(path)!r}"
         + (
-            f", and no data set of that name in the local cache {_datasets_cache()}."
+            f", and no data set of that name in the local cache {_datasets_cache()}. Nothing is downloaded by itself: "
+            f"`memloc-tui download --data {source}` fetches one."
             if _DATA_SET.match(source)
             else "."
         )
@@ -115,6 +124,7 @@ def state(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+_DATA_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".arrow", ".txt", ".txt.gz")  # best first
 _PAIR = ("_prefix.npy", "_suffix.npy")
 _DATA_SET = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<config>[\w.-]+))?(:(?P<split>\w[\w.]*))?$", re.ASCII)
 
@@ -196,6 +206,47 @@ def _prepared(source: str) -> tuple[Path, ...]:
     return tuple(by_split[split])
 
 
+def data_set(source: str) -> tuple[str, str, str] | None:
+    """(ORG/NAME, configuration, split) of `ORG/NAME[@CONFIG][:SPLIT]`, "" for what is not given; None for others."""
+    found = _DATA_SET.match(source)
+    return (found["name"], found["config"] or "", found["split"] or "") if found else None
+
+
+def data_files(names: Iterable[str], source: str) -> list[str]:
+    """Of the files in a data set's repository those to read, in order; raises UsageError where there are none.
+
+    They are of one format, for a set is often there in several, and of the configuration (a folder) and the split (a
+    word of the path) that `source` asks for.
+    """
+    name, config, split = data_set(source) or ("", "", "")
+    plain = sorted(file for file in names if is_revision(file))  # no hidden ones, and no way out of the folder
+    known = [file for file in plain if file.lower().endswith(_DATA_SUFFIXES)]
+    found = [file for file in known if not config or config in file.split("/")[:-1]]
+    found = [file for file in found if not split or split in re.split(r"[/._-]", file)]
+    for suffix in _DATA_SUFFIXES:
+        if of_one := [file for file in found if file.lower().endswith(suffix)]:
+            return of_one
+    if known:
+        more = ", ..." if len(known) > 5 else ""
+        raise UsageError(f"{source} names none of the files of {name}: {', '.join(known[:5])}{more}.")
+    raise UsageError(f"{name} holds no file of a kind that can be read: {', '.join(_DATA_SUFFIXES)}.")
+
+
+def downloaded(source: str) -> tuple[Path, ...]:
+    """The files of a data set that `memloc-tui download --data` has fetched; () where it has not."""
+    wanted = data_set(source)
+    place = repository(wanted[0], "datasets") if wanted else None
+    if place is None or not (place / "refs").is_dir():
+        return ()
+    references = [file for file in (place / "refs").rglob("*") if file.is_file()]
+    main = [file for file in references if file == place / "refs" / "main"] or references[:1]
+    snapshot = place / "snapshots" / (main[0].read_text().strip() if main else "-")
+    if not snapshot.is_dir():
+        return ()
+    here = [str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file()]
+    return tuple(snapshot / file for file in data_files(here, source))  # not resolved: a blob's name has no ending
+
+
 def hub_cache() -> Path:
     """Hugging Face's own rule for its cache folder (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME)."""
     if folder := os.environ.get("HF_HUB_CACHE"):
@@ -203,9 +254,12 @@ def hub_cache() -> Path:
     return _hub_home() / "hub"
 
 
-def repository(name: str) -> Path:
-    """Where the cache keeps a model: `refs/REVISION` names a commit, `snapshots/COMMIT` its files."""
-    return hub_cache() / ("models--" + name.replace("/", "--"))
+def repository(name: str, kind: str = "models") -> Path:
+    """Where the cache keeps a model, or of the kind "datasets" a data set.
+
+    `refs/REVISION` names a commit, `snapshots/COMMIT` holds its files.
+    """
+    return hub_cache() / f"{kind}--{name.replace('/', '--')}"
 
 
 def is_revision(revision: str) -> bool:

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -423,3 +425,103 @@ def test_exit_codes_and_sentences_of_the_command(hub, files):
         done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (code, "")
         assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- data sets
+
+DATA = "somebody/rows"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> dict[str, bytes]:
+    """A data set as a hub has it: two configurations, two splits, in two formats, with code and notes beside them."""
+    folder = tmp_path_factory.mktemp("rows")
+    made = {"README.md": b"# rows", "rows.py": b"raise SystemExit('run')", ".gitattributes": b"*.parquet lfs"}
+    generator = torch.Generator().manual_seed(0)
+    for name in ("en/train-0", "en/train-1", "en/test-0", "de/train-0"):
+        tokens = torch.randint(0, 120, (6, 40), generator=generator).tolist()
+        pq.write_table(pa.table({"tokens": tokens}), folder / "part.parquet")
+        made[f"{name}.parquet"] = (folder / "part.parquet").read_bytes()
+        made[f"{name}.jsonl"] = b"".join(json.dumps({"tokens": row}).encode() + b"\n" for row in tokens)
+    return made
+
+
+def test_a_data_set_arrives_and_is_scanned_by_its_name(hub, rows, tiny_checkpoint, tmp_path):
+    hub.give(f"datasets/{DATA}", rows)
+    source = f"{DATA}@en:train"
+    done = subprocess.run(command("download", "--data", source, "--json"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    wanted = ["en/train-0.parquet", "en/train-1.parquet"]
+    assert json.loads(done.stdout)["files"] == wanted
+    assert sorted(path.split(COMMIT + "/")[1] for path in hub.paths() if "/resolve/" in path) == wanted
+    files = sources.downloaded(source)
+    assert [file.read_bytes() for file in files] == [rows[name] for name in wanted]
+
+    def scanned(corpus, out):
+        options = ("--model", str(tiny_checkpoint), "--device", "cpu", "--window", "40", "--prefix-length", "20")
+        options += ("--stride", "40", "--min-unique", "0")
+        done = subprocess.run(
+            command("scan", corpus, "--out", str(out), *options), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return pq.read_table(out).to_pylist()
+
+    (tmp_path / "local").mkdir()
+    for name in wanted:
+        (tmp_path / "local" / Path(name).name).write_bytes(rows[name])
+    found, local = scanned(source, tmp_path / "hub.parquet"), scanned(str(tmp_path / "local"), tmp_path / "own.parquet")
+    assert [row["tokens"] for row in found] == [row["tokens"] for row in local]
+    assert len(found) > 0
+
+
+def test_hugging_faces_own_tools_find_the_data_set(hub, rows):
+    hub.give(f"datasets/{DATA}", rows)
+    fetching.download(Settings(), f"{DATA}@de", False, data=True)
+    program = f"""
+from huggingface_hub import hf_hub_download
+print(hf_hub_download({DATA!r}, "de/train-0.parquet", repo_type="dataset", local_files_only=True))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert Path(said.stdout.strip()).read_bytes() == rows["de/train-0.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (f"{DATA}@fr", "names none of the files of somebody/rows: de/train-0.jsonl"),
+        (f"{DATA}:validation", "names none of the files"),
+        ("somebody/nothing", "has no somebody/nothing"),
+        ("a b/c", "is no name of a data set on the hub"),
+    ],
+)
+def test_a_data_set_that_is_not_there(hub, rows, source, says):
+    hub.give(f"datasets/{DATA}", rows)
+    with pytest.raises(MemlocError, match=re.escape(says)):
+        fetching.download(Settings(), source, False, data=True)
+    assert not sources.downloaded(DATA)
+
+
+def test_a_data_set_without_data_and_one_that_leads_out_of_its_folder(hub):
+    hub.give(f"datasets/{DATA}", {"README.md": b"# none"})
+    with pytest.raises(MemlocError, match="holds no file of a kind that can be read"):
+        fetching.download(Settings(), DATA, False, data=True)
+    hub.give(f"datasets/{DATA}", {"../../../out.csv": b"text\nx\n", "data/.hidden.csv": b"", "/etc/x.csv": b""})
+    with pytest.raises(MemlocError, match="holds no file of a kind that can be read"):
+        fetching.download(Settings(), DATA, False, data=True)
+    assert not hub.fetched()
+
+
+def test_a_data_set_from_a_hub_that_never_answers(hub, rows):
+    hub.give(f"datasets/{DATA}", rows)
+    hub.stall = 0
+    hub.refuse = ("api", 503, "")
+    with pytest.raises(MemlocError, match="HTTP 503"):
+        fetching.download(Settings(), DATA, False, data=True)
+
+
+def test_paragraphs_of_several_files_are_told_to_scan(hub, rows):
+    hub.give(f"datasets/{DATA}", rows)
+    fetching.download(Settings(), f"{DATA}@en", False, data=True)
+    with pytest.raises(UsageError, match="`memloc-tui scan` takes all"):
+        sources.paragraph_files(f"{DATA}@en")
+    assert [file.name for file in sources.paragraph_files(f"{DATA}@en:test")] == ["test-0.parquet"]

@@ -74,7 +74,7 @@ def corpus_files(corpus: str) -> list[Path]:
     if corpus == sources.DEMO:
         raise UsageError("The embedded model comes with paragraphs, but with no corpus; give a file or a folder.")
     try:
-        return list(sources.paragraph_files(corpus))
+        return list(sources.downloaded(corpus) or sources.paragraph_files(corpus))
     except UsageError as error:
         raise UsageError(str(error).replace("paragraph file", "corpus")) from None
 
