@@ -181,6 +181,19 @@ class LanguageModel:
         twin.batch_repeat_interleave(n)
         return twin
 
+    def shortened(self, cache: Any, row: Tensor, tokens: int) -> Any:
+        """A cache of the first `tokens` tokens of `row` [t], from one of more of them, which stays as it is.
+
+        Where a sliding window has forgotten the beginning it is computed anew.
+        """
+        twin = copy.deepcopy(cache)
+        try:
+            twin.crop(tokens - cache.get_seq_length())
+        except (RuntimeError, ValueError):
+            twin = self.new_cache()
+            self.hidden(row[None, :tokens], twin)
+        return twin
+
     # ----------------------------------------------------------------------------------------------- heads and blocks
 
     def architecture(self, analysis: str) -> architectures.Architecture:

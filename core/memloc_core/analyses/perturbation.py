@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,8 +52,8 @@ def run(lm: LanguageModel, request: Perturb) -> Generator[Progress, None, Pertur
 def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, SweepScores]:
     """Every prefix position in turn, reusing the clean prefix's keys and values.
 
-    A replacement at position i leaves everything before i as it was, so positions go in groups: one clean pass up to
-    the group's first position, repeated for the group's rows, which then compute only the rest.
+    A replacement at position i leaves everything before i as it was, so positions go in groups: of the clean pass what
+    lies before the group's first position is repeated for the group's rows, which then compute only the rest.
     """
     paragraph, p, draws = request.paragraph, request.prefix_length, request.draws
     _check(lm, paragraph, p)
@@ -62,23 +62,23 @@ def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, Sw
         clean = _reference_row(lm, torch.tensor(paragraph), p, request.reference)
         replacements = _replacements(lm, request)
         reference = clean[p:].to(lm.device)
-        before = int(lm.score(clean[None], p).exact_match(reference[None])[0])
+        whole = lm.new_cache() if lm.reuses_prefix else None
+        found = lm.token_scores(lm.hidden(clean[None, :-1], whole)[:, -c:], reference[None])
+        before = int(found.exact_match(reference[None])[0])
     em = np.full((p, draws), -1, np.int64)
     margin, nll = np.full((2, p, draws), np.nan, np.float32)
-
-    prefix_cache = lm.new_cache() if lm.reuses_prefix else None
 
     def so_far() -> SweepScores:
         return SweepScores(clean[p:].numpy(), before, replacements, em.copy(), margin.copy(), nll.copy())
 
-    def score(first: int, start: int, stop: int) -> None:
-        """Rows start..stop of the group of positions that begins at `first`."""
+    def score(first: int, prefix: Any, start: int, stop: int) -> None:
+        """Rows start..stop of the group of positions that begins at `first`, after that much of the clean prefix."""
         places = np.arange(first * draws + start, first * draws + stop)  # in the flattened [p, draws]
-        n, cached = len(places), first if prefix_cache is not None else 0
+        n, cached = len(places), first if prefix is not None else 0
         rows = clean.repeat(n, 1)
         rows[torch.arange(n), torch.from_numpy(places // draws)] = torch.from_numpy(replacements.reshape(-1)[places])
         with torch.inference_mode():
-            cache = lm.repeated(prefix_cache, n) if cached else None
+            cache = lm.repeated(prefix, n) if cached else None
             targets = reference.expand(n, c)
             scores = lm.token_scores(lm.hidden(rows[:, cached:-1], cache)[:, -c:], targets)
         em.reshape(-1)[places] = scores.exact_match(targets).cpu().numpy()
@@ -88,11 +88,10 @@ def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, Sw
     # On a CPU a group of ten positions saves a fifth of the tokens and still fills the cores; a GPU wants more rows.
     group = 10 if lm.device.type == "cpu" else 25
     for first in range(0, p, group):
-        if prefix_cache is not None and first:
-            with torch.inference_mode():
-                lm.hidden(clean[None, first - group : first], prefix_cache)
+        with torch.inference_mode():
+            prefix = lm.shortened(whole, clean, first) if whole is not None and first else None
         rows = (min(p, first + group) - first) * draws
-        for done in lm.in_batches(partial(score, first), rows, len(paragraph)):
+        for done in lm.in_batches(partial(score, first, prefix), rows, len(paragraph)):
             yield Progress(first * draws + done, p * draws, "replacements", partial=so_far())
     return so_far()
 
