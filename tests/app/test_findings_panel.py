@@ -122,7 +122,7 @@ async def test_t_tests_claim_by_claim_and_keeps_each(app: MemlocApp, session: Se
         assert found["harder-to-corrupt"].effect == pytest.approx(by_hand["own"] - by_hand["true"], abs=1e-5)
         assert found["smaller-gradients"].effect is not None
         assert found["few-weights"].verdict == "inconclusive"
-        assert "The fake knows no Unlearn." in found["few-weights"].says
+        assert "The fake knows no TryRun." in found["few-weights"].says
         board = shown(app, "#claims")
         assert "inconclusive" in board
         kept = [question.claim for question in session.kept if hasattr(question, "claim")]
