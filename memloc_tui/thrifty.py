@@ -26,6 +26,7 @@ _TOKEN = re.compile(
 )
 _SCREEN_MODES = re.compile(r"\x1b\[\?(?:47|1047|1049)[hl]")  # another screen, or a cleared one
 _STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CUBE = (0, 95, 135, 175, 215, 255)  # levels of each colour in the table of 256
 _GAP = 4  # equal cells between two changes that are cheaper sent again than moved over
 
 Style = tuple[str, str, str]  # foreground, background, the other attributes: parts of an SGR sequence
@@ -232,8 +233,25 @@ def _styled(style: Style, codes: str) -> Style:
 
 
 @lru_cache(maxsize=4096)
+def _short(colour: str) -> str:
+    """A colour by its number where the table of 256 that terminals share has exactly this one."""
+    kind, _, rest = colour.partition(";2;")
+    if not rest:
+        return colour
+    levels = [int(part) for part in rest.split(";")]
+    if len(set(levels)) == 1 and levels[0] % 10 == 8 and levels[0] < 248:
+        return f"{kind};5;{232 + levels[0] // 10}"
+    if all(level in _CUBE for level in levels):
+        red, green, blue = map(_CUBE.index, levels)
+        return f"{kind};5;{16 + 36 * red + 6 * green + blue}"
+    return colour
+
+
+@lru_cache(maxsize=4096)
 def _change(before: Style, after: Style) -> str:
     """The shortest sequence from one style to another."""
+    after = (_short(after[0]), _short(after[1]), after[2])
+    before = (_short(before[0]), _short(before[1]), before[2])
     whole = ";".join(("0", *(part for part in (after[2], after[0], after[1]) if part))) if any(after) else ""
     if before[2] != after[2] and before[2]:
         return f"\x1b[{whole}m"

@@ -19,7 +19,7 @@ from textual.strip import Strip
 
 from memloc_tui.figures import figure, short
 from memloc_tui.glyphs import fit
-from memloc_tui.widgets.row_list import foreground
+from memloc_tui.widgets.row_list import SHADES, foreground
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,7 +208,7 @@ class Heatmap(ScrollView, can_focus=True):
             cursor = "heat--mark"
         if (row, column) in matrix.marks and width > len(text) + 1:
             text = f"▸{text}"
-        level = 0.0 if level != level else round(level, 2)
+        level = 0.0 if level != level else round(SHADES * level) / SHADES
         return Segment(text.rjust(width), self._style(matrix.hue, level, value < 0, cursor))
 
     def _style(self, hue: str, level: float, negative: bool, cursor: str) -> Style:

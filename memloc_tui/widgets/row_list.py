@@ -16,6 +16,8 @@ from textual.strip import Strip
 
 from memloc_tui.glyphs import fit
 
+SHADES = 10  # of a hue: more cannot be told apart, and each is a style that goes down the line
+
 
 def foreground(style: Style) -> Style:
     """A component's style without its background (a muted colour only resolves together with one)."""

@@ -17,7 +17,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from memloc_tui.glyphs import fit
-from memloc_tui.widgets.row_list import foreground
+from memloc_tui.widgets.row_list import SHADES, foreground
 
 
 class Cell(NamedTuple):
@@ -166,7 +166,8 @@ class TokenGrid(ScrollView, can_focus=True):
 
     def _style(self, look: str, odd: bool, level: float, cursor: str) -> Style:
         """One token's style: shade of its turn, then its meaning's hue, then how strong, then the cursor."""
-        key = (look, odd, round(level, 2), cursor)
+        level = round(SHADES * level) / SHADES
+        key = (look, odd, level, cursor)
         if key not in self._styles_cached:
             style = self.get_component_rich_style("grid--odd") if odd else self.rich_style
             if look:

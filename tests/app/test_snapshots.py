@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fake import FakeSession
-from helpers import opened
+from helpers import opened, until
 from textual.pilot import Pilot
 
 from memloc_tui.app import MemlocApp
@@ -23,6 +23,7 @@ def after(*keys: str) -> Any:
         for key in keys:
             await pilot.press(key)
             await pilot.pause(0.1)
+        await until(pilot, lambda: not pilot.app.explorer.study.asking)  # type: ignore[attr-defined]
         await pilot.pause(0.3)
 
     return do

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings as budget, strategies as st
 from rich.cells import cell_len
 
-from memloc_tui.thrifty import PLAIN, Glass, _change, _styled
+from memloc_tui.thrifty import PLAIN, Glass, _change, _short, _styled
 
 WIDTH, HEIGHT = 12, 3
 CODES = ("1", "3", "4", "7", "31", "42", "97", "104", "38;2;1;2;3", "48;2;9;8;7", "38;5;200", "1;38;2;4;5;6")
@@ -98,3 +98,16 @@ def test_a_change_of_style_ends_in_that_style(first: list[str], second: list[str
         after = _styled(after, codes)
     changed = before if before == after else _styled(before, _change(before, after)[2:-1])
     assert (changed[:2], set(changed[2].split(";"))) == (after[:2], set(after[2].split(";")))
+
+
+def test_a_colour_of_the_shared_table_goes_by_its_number() -> None:
+    """pyte's table is the reference."""
+    table = pyte.graphics.FG_BG_256
+    for red in range(0, 256, 5):
+        for green, blue in ((red, red), (0, 95), (215, 255), (18, 18)):
+            short = _short(f"48;2;{red};{green};{blue}")
+            own = f"{red:02x}{green:02x}{blue:02x}"
+            if short.startswith("48;5;"):
+                assert table[int(short.removeprefix("48;5;"))] == own
+            else:
+                assert own not in table[16:]
