@@ -435,7 +435,7 @@ def in_a_fresh_process(program):
 
 
 def test_opening_a_model_and_asking_it_leaves_the_compiler_out():
-    """Its import would take a third of the time that an engine needs to open."""
+    """Its import would take more than a second of the time that an engine needs to open."""
     in_a_fresh_process(
         "import sys\n"
         "from memloc_core.engine import Engine\n"
