@@ -17,7 +17,6 @@ import os
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -59,7 +58,7 @@ from memloc_core.requests import (
 )
 from memloc_tui.files import write_whole
 from memloc_tui.pictures import Drawing, Hue
-from tests.benchmarks.common import RESULTS, finish, random_model, report
+from tests.benchmarks.common import RESULTS, finish, peak_bytes, random_model, report
 from tests.unit.test_near_duplicates import natural
 
 LONGEST = 0.8  # seconds of a point
@@ -287,19 +286,6 @@ class Models:
             longest = 2 * max(AXES["positions"])
             self.made[key] = random_model(**shape, max_position_embeddings=longest, bos_token_id=0, eos_token_id=0)
         return self.made[key]
-
-
-def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most that torch's tensors and Python's and numpy's objects, made while it runs, hold together."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        tracemalloc.start()
-        work()
-        python = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes.sort(key=lambda event: event.start_ns())
-    held = np.cumsum([0, *(event.nbytes() for event in changes)])
-    return python + int(held.max())
 
 
 def measure(case: Case, axis: Axis, models: Models) -> Curve:

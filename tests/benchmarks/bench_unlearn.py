@@ -1,7 +1,8 @@
 """A training step of an unlearning run over a plain forward and backward pass of the same batch.
 
 At GPT-Neo 125M's shape and on the embedded model. The plain pass is what one would write without memloc: labels in,
-the gradient of every parameter out, of the raw model.
+the gradient of every parameter out, of the raw model. Memory is the largest sum of torch's and Python's allocations at
+any moment; the plain pass holds what it keeps for going backward, and one gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from memloc_core.requests import OpenModel, Unlearn
 from memloc_core.unlearning import masks
 from memloc_core.unlearning.training import Training
 from memloc_core.unlearning.weights import Adam
-from tests.benchmarks.common import finish, paired, random_model, ratio, report
+from tests.benchmarks.common import finish, paired, peak_bytes, random_model, ratio, report
 
 KEPT = {"125M": 3, "embedded": 16}  # rows in a step beside the one that is changed
 
@@ -39,6 +40,9 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
         lm.model.requires_grad_(False)
         lm.model.zero_grad(set_to_none=True)
 
+    gradient = sum(parameter.nbytes for parameter in lm.model.parameters())
+    usual = peak_bytes(plain)
+    held = {f"{name}, memory of plain forward + backward / one gradient": usual / gradient}
     works = {"plain": plain}
     total = masks.size(lm, "dense", 1.0)
     kinds = {"0.1 % at random": "random", "neurons": "neurons"} | ({"all": "dense"} if name == "embedded" else {})
@@ -46,7 +50,10 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
         asked = Unlearn(rows[:1], rows[1:], goal="steps", mask=mask)  # type: ignore[arg-type]
         chosen = Training(lm, asked)
         chosen.keep_what_was()
-        weights = finish(chosen.choose(masks.size(lm, asked.mask, asked.sparsity)))  # type: ignore[arg-type]
+        found = []
+        k = masks.size(lm, asked.mask, asked.sparsity)  # type: ignore[arg-type]
+        choosing = peak_bytes(lambda chosen=chosen, found=found, k=k: found.append(finish(chosen.choose(k))))  # type: ignore[misc]
+        weights = found[0]
         adam = Adam(weights.old, 1e-3)
 
         def step(weights: Any = weights, adam: Adam = adam) -> None:
@@ -54,20 +61,22 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
             adam.step(weights.start, gradient)
 
         works[kind] = step
+        held[f"{name}, memory of choosing {kind} / plain"] = choosing / usual
+        held[f"{name}, memory of a step with {kind} / plain"] = peak_bytes(step) / usual
     for work in works.values():
         work()
     taken = paired(repeats, **works)
     figures = {f"{name}, plain forward + backward, seconds": min(taken["plain"])}
     figures |= {f"{name}, step with {kind} / plain": ratio(taken, kind, "plain") for kind in kinds}
     figures[f"{name}, state of Adam in % of the weights"] = 2 * masks.size(lm, "random", 0.001) / total * 100
-    return figures
+    return figures | held
 
 
 def main() -> None:
     demo = language_model.load(OpenModel("demo", device="cpu"))
     figures = measure(demo, "embedded", 7)
     figures |= measure(random_model(), "125M", 3)
-    goals = {key: ("<=", 1.15) for key in figures if key.endswith("/ plain")}
+    goals = {key: ("<=", 1.0 if "memory" in key else 1.15) for key in figures if key.endswith("/ plain")}
     report("unlearning step, fp32", figures, goals)
 
 

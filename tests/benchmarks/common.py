@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,22 @@ def paired(repeats: int, device: str = "cpu", **works: Callable[[], Any]) -> dic
 def ratio(taken: dict[str, list[float]], a: str, b: str) -> float:
     """Median over the pairs of a / b."""
     return statistics.median(x / y for x, y in zip(taken[a], taken[b], strict=True))
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most that torch's tensors and Python's and numpy's objects, made while it runs, hold together."""
+    import numpy as np
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        tracemalloc.start()
+        work()
+        python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    held = np.cumsum([0, *(event.nbytes() for event in changes)])
+    return python + int(held.max())
 
 
 def finish(steps: Any) -> Any:

@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoConfig
 
+from memloc_core.analyses import unlearning
 from memloc_core.errors import Cancelled, UsageError
 from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, Unlearn
 from memloc_core.unlearning import masks, neurons
@@ -17,8 +19,9 @@ from memloc_core.unlearning.training import Training
 from memloc_core.unlearning.watching import longest_run, variants
 from memloc_core.unlearning.weights import Adam, Masked, MaskedWeights, matrices
 from memloc_core.weight_edits import edited
+from tests.benchmarks.common import finish, peak_bytes
 from tests.conftest import result
-from tests.unit.families import KNOWN, paragraphs, tiny
+from tests.unit.families import KNOWN, held, paragraphs, tiny
 
 P = 12  # prefix tokens of the 20
 
@@ -107,7 +110,8 @@ def test_gathered_gradients_are_autograd_s_in_every_family(family):
     assert {part.gathers for part in parts} == ({False} if family == "opt" else {True, False})
     with weights.leaves() as leaves, torch.enable_grad():
         loss = lm.nll(ids, P).mean()
-        ours = weights.gathered(torch.autograd.grad(loss, leaves))
+        ours = torch.zeros_like(weights.old)
+        weights.gather(torch.autograd.grad(loss, leaves), ours)
     for part in parts:
         part.parameter.requires_grad_(True)
     theirs = torch.autograd.grad(lm.nll(ids, P).mean(), [part.parameter for part in parts])
@@ -154,14 +158,6 @@ def chosen_indices(lm, weights):
         starts[m.name] = at
         at += m.parameter.numel()
     return sorted(int(i) + starts[part.name] for part in weights.parts for i in part.indices)
-
-
-def finish(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox", "qwen3"])
@@ -367,12 +363,23 @@ def forgetting(demo, demo_paragraphs):
         kept_per_step=8,
         general=tuple(rows[i] for i in other[20:36]),
         sibling_nll=(0.8,),
+        steps=60,
+        kl_weight=1.0,
     )
     run = Training(demo, request)
     finish(run.watch.look_before())
     run.keep_what_was()
     finish(run.write_stand_ins())
     return request, run
+
+
+@pytest.fixture(scope="module")
+def forgot(demo, forgetting):
+    """That run at its end."""
+    before = all_weights(demo)
+    run = result(demo, forgetting[0])
+    assert_untouched(demo, before)
+    return run
 
 
 def test_a_stand_in_is_what_the_model_writes_after_a_similar_prefix(demo, forgetting):
@@ -482,12 +489,8 @@ def test_new_text_that_repeats_itself_more_than_fresh_text_is_not_forgotten_yet(
 # --------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_forgetting_stops_where_all_of_it_holds_and_says_how_much_the_new_text_repeats(demo, forgetting):
-    request, _ = forgetting
-    request = dataclasses.replace(request, steps=60, kl_weight=1.0)
-    before = all_weights(demo)
-    run = result(demo, request)
-    assert_untouched(demo, before)
+def test_forgetting_stops_where_all_of_it_holds_and_says_how_much_the_new_text_repeats(demo, forgetting, forgot):
+    request, run = forgetting[0], forgot
     assert run.stopped == "goal", run.reason
     assert run.changed <= 787
     with edited(demo, [run.edit]):
@@ -497,6 +500,44 @@ def test_forgetting_stops_where_all_of_it_holds_and_says_how_much_the_new_text_r
     assert left.nll[0] >= 0.8
     assert left.repetition[0] == run.repetition[-1, 0] <= run.fresh_repetition
     assert np.isnan(run.repetition[0, 0])
+
+
+def test_detectors_that_forget_are_drawn_back_to_the_least_that_still_forgets(demo, forgetting, forgot, monkeypatch):
+    request, training = forgetting
+    monkeypatch.setattr(unlearning, "_HALVINGS", 0)
+    whole = result(demo, request)
+    assert (whole.drawn_back, whole.stopped, whole.best) == (1.0, forgot.stopped, forgot.best)
+    # Only the last step was drawn back: those before, and so the weights that it came from, are the same.
+    assert 0 < forgot.drawn_back < 1
+    np.testing.assert_array_equal(forgot.nll[:-1], whole.nll[:-1])
+    chosen = finish(training.choose(len(whole.edit)))
+    start, end = chosen.start.numpy(), whole.edit.new
+    assert [part.name for part in chosen.parts] == list(whole.edit.parameters)
+    np.testing.assert_array_equal(chosen.old.numpy(), whole.edit.old)
+
+    def at(way):
+        return start + np.float32(way) * (end - start)
+
+    def forgotten(way):
+        with edited(demo, [dataclasses.replace(whole.edit, new=at(way))]):
+            left = result(demo, MeasureRemains(request.targets))
+        gone = left.em[0] <= 5 and left.extracted_most()[0] <= 8 and left.nll[0] >= 0.8
+        return bool(gone and left.repetition[0] <= whole.fresh_repetition)
+
+    np.testing.assert_allclose(forgot.edit.new, at(forgot.drawn_back), rtol=1e-6, atol=1e-6)
+    assert forgotten(forgot.drawn_back)
+    assert not forgotten(forgot.drawn_back - 1 / 32)  # the last of five halvings
+
+
+def test_detectors_that_only_break_keep_their_margin_and_single_weights_do_not(demo, forgetting):
+    request, _ = forgetting
+    ways = {}
+    for mask in ("neurons", "ratio"):
+        run = result(demo, dataclasses.replace(request, goal="break", mask=mask))
+        assert run.stopped == "goal", run.reason
+        ways[mask] = run.drawn_back
+    assert ways["neurons"] == 1
+    assert ways["ratio"] < 1
 
 
 @pytest.mark.parametrize("family", [*KNOWN, "opt"])
@@ -701,6 +742,35 @@ def test_the_paper_s_protocol_moves_every_weight_by_its_decay():
     outside = np.abs(np.abs(run.edit.new - run.edit.old) - run.best * 1e-5) < 2e-6
     assert outside.mean() > 0.95
     assert any(f"{run.changed:,}" in notice for notice in lm.notices)
+
+
+@pytest.mark.parametrize("mask", ["gradient", "difference", "ratio", "random", "neurons"])
+def test_choosing_and_a_step_hold_no_more_than_a_plain_pass_that_leaves_one_gradient(mask):
+    """A plain pass keeps what it needs for going backward, and one number for every weight.
+
+    While the weights of one matrix are ranked, a few copies of that matrix stand beside it.
+    """
+    shape = {"vocab_size": 61, "hidden_size": 256, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 64}
+    lm = held("wide", GPTNeoConfig(**shape, attention_types=[[["global"], 4]], bos_token_id=0, eos_token_id=0))
+    run = Training(lm, asked(mask=mask, sparsity=0.005))
+    run.keep_what_was()
+    batch = run.batch()
+    labels = batch.rows.ids.clone()
+    labels[:, :P] = -100
+
+    def plain():
+        lm.model.requires_grad_(True)
+        lm.model(input_ids=batch.rows.ids, labels=labels).loss.backward()
+        lm.model.requires_grad_(False)
+        lm.model.zero_grad(set_to_none=True)
+
+    chosen = []
+    usual = peak_bytes(plain)
+    assert usual > sum(parameter.nbytes for parameter in lm.model.parameters())
+    ranking = 5 * max(m.parameter.nbytes for m in matrices(lm))
+    assert peak_bytes(lambda: chosen.append(finish(run.choose(masks.size(lm, mask, 0.005))))) < usual + ranking
+    adam = Adam(chosen[0].old, 1e-3)
+    assert peak_bytes(lambda: adam.step(chosen[0].old, run.gradient(chosen[0], chosen[0].old, batch)[1])) < usual
 
 
 def test_an_estimate_says_k_and_about_how_long_a_step_takes():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -41,22 +42,13 @@ class _Mlp:
     @property
     def size(self) -> int:
         """Weights of one neuron."""
-        return sum(_where(m, "W_in").shape[-1] for m in self.into) + int(self._column().shape[0])
+        return sum(len(weights[0]) for weights in self.weights.values())
 
-    @property
-    def neurons(self) -> int:
-        return int(_where(self.into[0], "W_in").shape[0])
-
-    def _column(self) -> Tensor:
-        return _where(self.out, "W_out")
-
-    def row(self, m: Named, neuron: int) -> Tensor:
-        """Flat indices of a neuron's row in a matrix that goes in, [w]."""
-        return _where(m, "W_in")[neuron]
-
-    def column(self, neuron: int) -> Tensor:
-        """Flat indices of a neuron's column in the matrix that goes out, [w]."""
-        return self._column()[:, neuron]
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """By the matrices' names, the flat indices of each neuron's weights, [d, w]: its row in, its column out."""
+        into = {m.name: _where(m, "W_in") for m in self.into}
+        return into | {self.out.name: _where(self.out, "W_out").mT}
 
 
 def layer_of(lm: LanguageModel, place: str) -> int:
@@ -114,7 +106,7 @@ def detectors(
             if left <= 0:
                 break
             going_in = matrix is not mlp.out
-            where = (mlp.row(matrix, neuron) if going_in else mlp.column(neuron)).to(lm.device)[:left]
+            where = mlp.weights[matrix.name][neuron].to(lm.device)[:left]
             new = matrix.parameter.data.view(-1)[where].float()
             if rank < m:
                 new = keys[rank][: len(where)] if going_in else torch.zeros_like(new)

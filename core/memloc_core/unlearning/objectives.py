@@ -18,7 +18,7 @@ from memloc_core.language_model import LanguageModel
 # How much a token that shall be wrong (or right) has to lose (or win) by, in logits.
 MARGIN = 0.5
 _START = 0.2  # weight of the wrong token among the first few that "forget" wants, against that in each window
-_LOGITS_AT_ONCE = 4_000_000  # elements; the loss holds about five such tensors at a time
+_LOGITS_AT_ONCE = 1_000_000  # elements; the loss holds about five such tensors at a time
 
 Push = Literal["weakest", "windows", "forget", "all", "nll", "teach"]
 

@@ -255,7 +255,7 @@ class Training:
                     self.lm, hidden, lambda a, b, logits: self.losses(batch, start + a, start + b, logits)
                 )
                 found = torch.autograd.grad(hidden, leaves, upstream)
-            gradient.add_(weights.gathered(found))
+            weights.gather(found, gradient)
             total += float(loss)
 
         for _ in self.lm.in_batches(run, len(batch), batch.rows.ids.shape[1] + 1, backward=True, peak=self.peak):

@@ -20,7 +20,7 @@ from memloc_core.requests import SparseEdit
 # Above this share of a matrix its whole gradient costs less than gathering the masked entries one by one
 # (tests/benchmarks/bench_unlearn.py).
 DENSE_FROM = 0.04
-_GATHERED_AT_ONCE = 4_000_000  # elements of a gathered product, 16 MB in fp32
+_GATHERED_AT_ONCE = 1_000_000  # elements of a gathered product, 4 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class MaskedWeights:
     def __init__(self, parts: Sequence[Masked]) -> None:
         self.parts = [part for part in parts if len(part.indices)]
         self.sizes = [len(part.indices) for part in self.parts]
-        self._originals = [part.parameter.data.view(-1)[part.indices] for part in self.parts]
+        originals = [part.parameter.data.view(-1)[part.indices] for part in self.parts]
         wide = torch.promote_types(self.parts[0].parameter.dtype, torch.float32)
-        self.old = torch.cat([original.to(wide) for original in self._originals])
+        self.old = torch.cat([original.to(wide) for original in originals])
+        kept = all(original.dtype == wide for original in originals)
+        self._originals = torch.split(self.old, self.sizes) if kept else originals
         self.start = self.old
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ class MaskedWeights:
 
     @contextlib.contextmanager
     def leaves(self) -> Iterator[list[Tensor]]:
-        """Within, forward passes keep what the gradient needs. Yields what to differentiate by, for `gathered`.
+        """Within, forward passes keep what the gradient needs. Yields what to differentiate by, for `gather`.
 
         Nothing below the lowest masked matrix is kept, and no other weight gets a gradient.
         """
@@ -92,10 +94,10 @@ class MaskedWeights:
                 leaves.append(leaf)
             yield leaves
 
-    def gathered(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Gradients by the `leaves` as one vector [k]."""
-        pairs = zip(self.parts, gradients, strict=True)
-        return torch.cat([(g if part.gathers else g.reshape(-1)[part.indices]).to(self.old) for part, g in pairs])
+    def gather(self, gradients: Sequence[Tensor], into: Tensor) -> None:
+        """Add the gradients by the `leaves` to the vector `into` [k]."""
+        for part, g, total in zip(self.parts, gradients, torch.split(into, self.sizes), strict=True):
+            total.add_(g if part.gathers else g.reshape(-1)[part.indices])
 
     def edit(self, lm: LanguageModel, values: Tensor) -> SparseEdit:
         """The edit that makes the model hold `values`, on top of the edits that are in it now."""
