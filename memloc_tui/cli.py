@@ -389,6 +389,7 @@ def compare_masks(
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a model in the hub cache. [main]")
 @click.option("--device", metavar="DEVICE", help="auto (every visible GPU), cpu, cuda:N or mps. [auto]")
 @click.option("--dtype", metavar="DTYPE", help="auto (float32), float32, bfloat16 or float16. [auto]")
+@click.option("--stream", is_flag=True, help="CORPUS is on the hub: read it from there, and keep nothing of it.")
 @click.option("--text-column", "column", default="", metavar="NAME", help="Where the text, or the ids, stand. [text]")
 @click.option("--window", type=click.IntRange(2), default=100, show_default=True, metavar="N", help="Tokens.")
 @click.option("--stride", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Tokens.")
@@ -424,6 +425,7 @@ def scan(
     context: click.Context,
     corpus: str,
     out: Path,
+    stream: bool,
     column: str,
     keep: str,
     workers: int,
@@ -438,8 +440,9 @@ def scan(
     """Find what the model recites of a whole CORPUS, and make a set of it that the explorer opens.
 
     CORPUS is a .jsonl, .csv or .txt file (also .gz), a .parquet, .arrow or .npy file, a folder of them, or
-    ORG/NAME[@CONFIG][:SPLIT] in the local cache of datasets. Windows slide over each document's tokens. The set can be
-    opened while the scan runs; after Ctrl-C or any kill the same command goes on.
+    ORG/NAME[@CONFIG][:SPLIT] in the local cache of datasets or, with --stream, on the hub, however large it is. Windows
+    slide over each document's tokens. The set can be opened while the scan runs; after Ctrl-C or any kill the same
+    command goes on.
     """
     from memloc_core.scan.job import ScanOptions, keep_of
     from memloc_tui import scan_commands
@@ -449,6 +452,8 @@ def scan(
         raise UsageError("A scan reads a checkpoint: write the edited one with memloc-tui edits export, and scan that.")
     options = ScanOptions(column=column, keep=keep_of(keep), prefix_length=settings.prefix_length, **given)
     where = scan_commands.Where(engine, workers, address, gpus_per_worker)
+    if stream:
+        corpus = scan_commands.on_hub(corpus)
     scan_commands.scan(settings, corpus, out, options, where, block_tokens, restart, as_json)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TextColumn
 from rich.text import Text
 
-from memloc_core import sources
+from memloc_core import hub, sources
 from memloc_core.codec import to_json
 from memloc_core.errors import EngineDied, MemlocError, UsageError
 from memloc_core.requests import (
@@ -102,6 +102,14 @@ class LocalEngines:
                     raise
                 self._on_notice(f"{str(error).split('.')[0]}; its block {number} is done again.")
         raise AssertionError
+
+
+def on_hub(corpus: str) -> str:
+    """How `scan` is told to read a data set from the hub. Raises UsageError where that is not to be asked."""
+    if sources.data_set(corpus) is None:
+        raise UsageError(f"--stream: {corpus!r} is no name of a data set on the hub, such as ORG/NAME@CONFIG:SPLIT.")
+    hub.refuse_offline()
+    return hub.on_hub(corpus)
 
 
 def scan(

@@ -87,6 +87,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 name, revision = "/".join(parts[1 + (parts[1] == "models") : -2]), parts[-1]
                 if name not in hub.revisions:
                     return self.say(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+                by_commit = {commit: name for name, (commit, _) in hub.revisions[name].items()}
+                revision = by_commit.get(revision, revision)
                 if revision not in hub.revisions[name]:
                     return self.say(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
                 commit, files = hub.revisions[name][revision]
@@ -100,11 +102,12 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             return self.send(content)
 
         def send(self, content: bytes) -> None:
-            start = 0
-            if hub.ranges and (wanted := self.headers.get("Range")):
-                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            body = content[start:]
-            self.send_response(206 if start else 200)
+            start, body, wanted = 0, content, self.headers.get("Range")
+            if hub.ranges and wanted:
+                first, last = wanted.removeprefix("bytes=").split("-")
+                start = int(first)
+                body = content[start : int(last) + 1 if last else None]
+            self.send_response(206 if hub.ranges and wanted else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             cut = hub.cut.pop(0) if hub.cut and len(body) > 5000 else None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
+import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,10 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from memloc_core import sources
+from memloc_core import hub as asking, sources
+from memloc_core.corpora import streams
+from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import load
-from memloc_core.requests import OpenModel
+from memloc_core.requests import FindCorpus, OpenModel, PlanScan
+from memloc_core.scan.plan import block_of
+from memloc_core.scan.windows import Reading, read_block, vocabulary_of
 from memloc_tui import download as fetching
 from memloc_tui.settings import Settings
 from tests.fake_hub import COMMIT, FakeHub, is_large
@@ -42,8 +49,10 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(fetching, "PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr(asking, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(asking, "SILENCE_SECONDS", 0.4)
+    for kept in (asking._piece, asking._hub, asking._sizes):  # by commit, and every test's data have the same one
+        kept.cache_clear()
     handler = signal.getsignal(signal.SIGTERM)
     yield hub
     signal.signal(signal.SIGTERM, handler)
@@ -282,7 +291,7 @@ def test_a_hub_that_accepts_and_never_answers(hub, monkeypatch):
 def test_a_name_server_that_never_answers(hub, monkeypatch):
     """Looking up a name takes no timeout and cannot be interrupted."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
-    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 9)
+    monkeypatch.setattr(asking, "SILENCE_SECONDS", 9)
     assert "does not answer within 1 s" in refused()
 
 
@@ -446,7 +455,30 @@ def rows(tmp_path_factory) -> dict[str, bytes]:
     return made
 
 
-def test_a_data_set_arrives_and_is_scanned_by_its_name(hub, rows, tiny_checkpoint, tmp_path):
+def scan_of(model, out, *arguments):
+    options = ("--model", str(model), "--device", "cpu", "--window", "40", "--prefix-length", "20", "--stride", "40")
+    return command("scan", *arguments, "--out", str(out), *options, "--min-unique", "0")
+
+
+def scanned(model, out, *arguments):
+    """The rows of a scan's set."""
+    done = subprocess.run(scan_of(model, out, *arguments), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return pq.read_table(out).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def scanned_here(rows, tiny_checkpoint, tmp_path_factory):
+    """What a scan finds in two of the files, lying here."""
+    folder = tmp_path_factory.mktemp("here")
+    for name in ("train-0", "train-1"):
+        (folder / f"{name}.parquet").write_bytes(rows[f"en/{name}.parquet"])
+    found = scanned(tiny_checkpoint, tmp_path_factory.mktemp("set") / "own.parquet", str(folder))
+    assert len(found) > 0
+    return found
+
+
+def test_a_data_set_arrives_and_is_scanned_by_its_name(hub, rows, tiny_checkpoint, tmp_path, scanned_here):
     hub.give(f"datasets/{DATA}", rows)
     source = f"{DATA}@en:train"
     done = subprocess.run(command("download", "--data", source, "--json"), capture_output=True, text=True, timeout=60)
@@ -457,21 +489,8 @@ def test_a_data_set_arrives_and_is_scanned_by_its_name(hub, rows, tiny_checkpoin
     files = sources.downloaded(source)
     assert [file.read_bytes() for file in files] == [rows[name] for name in wanted]
 
-    def scanned(corpus, out):
-        options = ("--model", str(tiny_checkpoint), "--device", "cpu", "--window", "40", "--prefix-length", "20")
-        options += ("--stride", "40", "--min-unique", "0")
-        done = subprocess.run(
-            command("scan", corpus, "--out", str(out), *options), capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        return pq.read_table(out).to_pylist()
-
-    (tmp_path / "local").mkdir()
-    for name in wanted:
-        (tmp_path / "local" / Path(name).name).write_bytes(rows[name])
-    found, local = scanned(source, tmp_path / "hub.parquet"), scanned(str(tmp_path / "local"), tmp_path / "own.parquet")
-    assert [row["tokens"] for row in found] == [row["tokens"] for row in local]
-    assert len(found) > 0
+    found = scanned(tiny_checkpoint, tmp_path / "hub.parquet", source)
+    assert [row["tokens"] for row in found] == [row["tokens"] for row in scanned_here]
 
 
 def test_hugging_faces_own_tools_find_the_data_set(hub, rows):
@@ -525,3 +544,138 @@ def test_paragraphs_of_several_files_are_told_to_scan(hub, rows):
     with pytest.raises(UsageError, match="`memloc-tui scan` takes all"):
         sources.paragraph_files(f"{DATA}@en")
     assert [file.name for file in sources.paragraph_files(f"{DATA}@en:test")] == ["test-0.parquet"]
+
+
+# ------------------------------------------------------------------------------------- scanned without being fetched
+
+
+def test_any_part_of_a_file_on_the_hub_is_that_of_the_file(hub, monkeypatch):
+    content = random.Random(0).randbytes(50_000)
+    hub.give(f"datasets/{DATA}", {"a b/rows.parquet": content})
+    monkeypatch.setattr(asking, "PIECE", 1000)
+    file, local = asking.HubFile(f"hub://{DATA}@{COMMIT}/a b/rows.parquet").open(), io.BytesIO(content)
+    draw = random.Random(1)
+    for _ in range(200):
+        place, whence = draw.choice([(draw.randrange(52_000), 0), (-draw.randrange(50_000), 2), (0, 1)])
+        assert file.seek(place, whence) == local.seek(place, whence)
+        size = draw.choice([1, 7, 999, 1001, 5000])
+        assert file.read(size) == local.read(size)
+        assert file.tell() == local.tell()
+    asked = [headers["Range"] for _, headers in hub.requests if "Range" in headers]
+    spans = [tuple(map(int, span.removeprefix("bytes=").split("-"))) for span in asked]
+    assert all(last - first < 1000 for first, last in spans)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "csv", "txt", "arrow"])
+def test_a_corpus_on_the_hub_is_planned_and_read_as_the_same_files_here(hub, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "PIECE", 3000)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choice(["alpha", "beta", "gamma"]) for _ in range(60)) for _ in range(40)]
+    made = {}
+    for part in range(2):
+        table = pa.table({"tokens": [[ord(c) % 120 for c in text] for text in texts], "text": texts})
+        file = tmp_path / f"part-{part}.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, file, row_group_size=9)
+        elif kind == "arrow":
+            with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table, max_chunksize=7)
+        else:
+            lines = {
+                "jsonl": [json.dumps({"text": text}) for text in texts],
+                "csv": ["text", *texts],
+                "txt": texts,
+            }[kind.removesuffix(".gz")]
+            data = "".join(line + "\n" for line in lines).encode()
+            file.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+        made[f"data/part-{part}.{kind}"] = file.read_bytes()
+    hub.give(f"datasets/{DATA}", made | {"README.md": b"# texts", "other.py": b"raise SystemExit('run')"})
+    plans, documents = [], []
+    for corpus in (f"hub://{DATA}", str(tmp_path)):
+        engine = Engine()
+        found = engine.answer(FindCorpus(corpus, "demo")).result
+        column = "tokens" if kind in ("parquet", "arrow") else "" if kind == "txt" else "text"
+        plan = engine.answer(PlanScan(found.files, "demo", column, block_bytes=1500)).result
+        plans.append((len(found.files), *(getattr(plan, name).tolist() for name in ("start", "documents", "size"))))
+        blocks = [block_of(plan, i, found.files, "demo") for i in range(len(plan))]
+        # As two engines would that take turns, then one anew.
+        order = [*range(0, len(blocks), 2), *range(1, len(blocks), 2), *range(len(blocks))]
+        read = [(i, Reading(vocabulary_of("demo"))) for i in order]
+        for i, reading in read:
+            for _ in read_block(blocks[i], reading):
+                pass
+        documents.append([(i, reading.digest(), reading.documents) for i, reading in read])
+    assert plans[0] == plans[1]
+    assert documents[0] == documents[1]
+    assert len(plans[0][1]) > 4
+    assert sum(n for _, _, n in documents[0]) == 2 * sum(plans[0][2])
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_streamed_scan_goes_on_with_what_it_began_with_and_leaves_nothing_here(
+    hub, rows, tiny_checkpoint, tmp_path, scanned_here
+):
+    hub.give(f"datasets/{DATA}", rows)
+    hub.cut = [6000]  # breaks off once, which is no more than a delay
+    stream, blocks = ("--stream", f"{DATA}@en:train"), ("--block-tokens", "1")
+    began = subprocess.Popen(
+        scan_of(tiny_checkpoint, tmp_path / "hub.parquet", *stream, *blocks), stderr=subprocess.PIPE, text=True
+    )
+    finished = tmp_path / "hub.parquet.scan" / "blocks"
+    while began.poll() is None and not (finished.is_dir() and any(finished.iterdir())):
+        time.sleep(0.01)
+    began.kill()
+    began.communicate()
+    assert (tmp_path / "hub.parquet.scan" / "manifest.json").is_file()
+    # The data set has moved on meanwhile; the scan has not.
+    hub.give(f"datasets/{DATA}", rows, revision="then")
+    hub.give(f"datasets/{DATA}", {"en/train-0.jsonl": b'{"tokens": [1]}\n'}, commit=OTHER)
+    found = scanned(tiny_checkpoint, tmp_path / "hub.parquet", *stream, *blocks)
+    assert {row["source"] for row in found} == {f"hub://{DATA}@{COMMIT}/en/train-{i}.parquet" for i in (0, 1)}
+    assert [row | {"source": ""} for row in found] == [row | {"source": ""} for row in scanned_here]
+    assert not (tmp_path / "hf").exists()
+
+
+def test_what_stands_in_the_way_of_a_stream_is_said(hub, rows, tiny_checkpoint, tmp_path):
+    def refused(source, column=""):
+        asking._sizes.cache_clear()
+        engine = Engine()
+
+        def planned():
+            found = engine.answer(FindCorpus(f"hub://{source}", str(tiny_checkpoint))).result
+            engine.answer(PlanScan(found.files, str(tiny_checkpoint), column))
+
+        with pytest.raises(MemlocError) as raised:
+            planned()
+        return str(raised.value)
+
+    assert "no name of a data set" in refused(str(tmp_path / "rows.jsonl"))
+    assert "has no somebody/rows" in refused(DATA)
+    hub.give(f"datasets/{DATA}", {"README.md": b"# none"})
+    assert "holds no file of a kind that can be read" in refused(DATA)
+    hub.give(f"datasets/{DATA}", rows)
+    assert "names none of the files" in refused(f"{DATA}@fr")
+    assert "has no column 'words'" in refused(DATA, "words")
+    hub.ranges = False
+    asking._piece.cache_clear()
+    assert "does not send parts of files" in refused(DATA)
+    hub.ranges = True
+    hub.refuse = ("train-1", 503, "")
+    assert "en/train-1.parquet stopped coming at byte 0: 127.0.0.1" in refused(f"{DATA}@en:train")
+
+    def command_says(*arguments, **environment):
+        done = subprocess.run(
+            scan_of(tiny_checkpoint, tmp_path / "hub.parquet", "--stream", *arguments),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | environment,
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, " ".join(done.stderr.split())
+
+    code, said = command_says(DATA, HF_HUB_OFFLINE="1")
+    assert (code, "HF_HUB_OFFLINE is set" in said) == (2, True), said
+    code, said = command_says(f"{DATA}@en:train")
+    assert (code, "en/train-1.parquet stopped coming" in said) == (1, True), said
+    assert not (tmp_path / "hub.parquet").exists()

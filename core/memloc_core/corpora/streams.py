@@ -3,7 +3,8 @@
 A document is text, or token ids. Of `.jsonl`, `.csv`, `.parquet` and `.arrow` it is a row, of a `.txt` file a run of
 whole lines of about `PIECE` bytes, of a `.npy` array a row [n, t], or a run of `PIECE` ids of one long row [t]. Files
 of lines may be `.gz`. A folder is all such files in it, by name; a name, ORG/NAME[@CONFIG][:SPLIT], is a data set that
-`datasets` has prepared in its local cache. Nothing is ever downloaded, and no code of a data set is run.
+`datasets` has prepared in its local cache. hub://ORG/NAME[@CONFIG][:SPLIT] is one on the hub: parts of it are read as
+they are needed, and nothing is kept. No code of a data set is ever run.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from memloc_core import sources
+from memloc_core import hub, sources
 from memloc_core.errors import UsageError
 
 Document = str | NDArray[np.int64]
+File = Path | hub.HubFile  # both have a name, and are said as a person would name them
 
 TEXT_COLUMNS = ("text", "content", "document", "paragraph")
 TOKEN_COLUMNS = ("tokens", "token_ids", "input_ids")
@@ -58,7 +60,7 @@ class Stream(Protocol):
 
 
 def corpus_files(corpus: str) -> list[Path]:
-    """The files of a corpus, in the order in which they are read. Raises UsageError, and asks no hub."""
+    """The files of a corpus on this machine, in the order in which they are read. Raises UsageError."""
     try:
         path = Path(corpus).expanduser()
         if path.is_file():
@@ -88,7 +90,17 @@ def file_state(path: Path) -> str:
     return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
 
 
-def open_stream(path: Path, column: str = "") -> Stream:
+def located(name: str) -> File:
+    """The file that a plan names: here, or on the hub."""
+    return hub.HubFile(name) if hub.is_on_hub(name) else Path(name)
+
+
+def file_size(path: File) -> int:
+    """Bytes."""
+    return path.size if isinstance(path, hub.HubFile) else path.stat().st_size
+
+
+def open_stream(path: File, column: str = "") -> Stream:
     """The reader of a file. `column`: where the text or the ids stand, "" for the usual names. Raises UsageError."""
     kind = _kind(path)
     if kind == ".jsonl":
@@ -98,11 +110,13 @@ def open_stream(path: Path, column: str = "") -> Stream:
     if kind == ".txt":
         return _Text(path)
     if kind == ".npy":
+        if isinstance(path, hub.HubFile):
+            raise UsageError(f"{path}: a .npy file is not read from the hub; fetch it and give its path.")
         return _Array(path)
     return _Table(path, column, kind)
 
 
-def _kind(path: Path) -> str:
+def _kind(path: File) -> str:
     name = path.name.lower()
     for suffix in _SUFFIXES:
         if name.endswith(suffix):
@@ -115,7 +129,7 @@ def _is_data(path: Path, folder: Path) -> bool:
     return not hidden and path.name.lower().endswith(_SUFFIXES) and not path.name.endswith(".counts.npy")
 
 
-def _pick_column(path: Path, found: list[str], wanted: str) -> str:
+def _pick_column(path: File, found: list[str], wanted: str) -> str:
     for name in (wanted,) if wanted else (*TEXT_COLUMNS, *TOKEN_COLUMNS):
         if name in found:
             return name
@@ -150,24 +164,32 @@ def _document(value: Any, where: str) -> Document:
 
 # ---------------------------------------------------------------------------------------------------- files of lines
 
-_rewinding: dict[Path, IO[bytes]] = {}  # a compressed file can only be read forwards, so the last one stays open
+_rewinding: dict[str, IO[bytes]] = {}  # a compressed file can only be read forwards, so the last one stays open
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: File) -> IO[bytes]:
     try:
-        if not path.name.lower().endswith(".gz"):
-            return path.open("rb")
-        if path not in _rewinding:
+        if not _is_compressed(path):
+            return _bytes(path)
+        if str(path) not in _rewinding:
             for file in _rewinding.values():
                 file.close()
             _rewinding.clear()
-            _rewinding[path] = cast(IO[bytes], gzip.open(path, "rb"))  # noqa: SIM115
-        return _rewinding[path]
+            _rewinding[str(path)] = cast(IO[bytes], gzip.GzipFile(fileobj=_bytes(path), mode="rb"))
+        return _rewinding[str(path)]
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+def _bytes(path: File) -> IO[bytes]:
+    return path.open() if isinstance(path, hub.HubFile) else path.open("rb")
+
+
+def _is_compressed(path: File) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _lines(path: File, start: int) -> Iterator[tuple[int, bytes]]:
     """(offset, line) from a byte offset on."""
     file = _open(path)
     try:
@@ -179,16 +201,16 @@ def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
     except (OSError, EOFError) as error:  # gzip's, of a damaged or half-written file
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     finally:
-        if path not in _rewinding:
+        if not _is_compressed(path):
             file.close()
 
 
-def _gone(path: Path) -> UsageError:
+def _gone(path: File) -> UsageError:
     return UsageError(f"{path} no longer holds the documents that it held when the scan began.")
 
 
 class _JsonLines:
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: File, column: str) -> None:
         self._path, self._column = path, column
 
     def survey(self, grain: int) -> Iterator[Run]:
@@ -225,7 +247,7 @@ class _JsonLines:
 
 
 class _Csv:
-    def __init__(self, path: Path, column: str) -> None:
+    def __init__(self, path: File, column: str) -> None:
         self._path, self._column = path, column
         csv.field_size_limit(1 << 30)
 
@@ -288,7 +310,7 @@ class _Csv:
 class _Text:
     """One long text; what a run of lines leaves over at its end, less than a window, is not scanned."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: File) -> None:
         self._path = path
 
     def survey(self, grain: int) -> Iterator[Run]:
@@ -334,17 +356,28 @@ class _Text:
         except (OSError, EOFError) as error:
             raise UsageError(f"{self._path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
         finally:
-            if self._path not in _rewinding:
+            if not _is_compressed(self._path):
                 file.close()
 
 
 # --------------------------------------------------------------------------------------------------- tables and arrays
 
 
+@dataclass
+class _Going:
+    """A table that is being read."""
+
+    batches: Iterator[tuple[int, Any]]
+    last: tuple[int, Any] = (0, ())
+
+
+_going: dict[tuple[str, str, str], _Going] = {}  # the last one, by its file, column and state
+
+
 class _Table:
     """A .parquet or .arrow file. `start` is a row."""
 
-    def __init__(self, path: Path, column: str, kind: str) -> None:
+    def __init__(self, path: File, column: str, kind: str) -> None:
         import pyarrow as pa
 
         self._path, self._kind = path, kind
@@ -403,7 +436,28 @@ class _Table:
                     yield batch.num_rows, batch.column(self._column).nbytes
 
     def _batches(self, start: int) -> Iterator[tuple[int, Any]]:
-        """(number of the first row, column) of batches, from about the row `start` on."""
+        """(number of the first row, column) of batches, from about the row `start` on.
+
+        Goes on where the last call for this column stopped, if that lies before `start`: a row group can only be
+        decoded, and fetched, from its beginning.
+        """
+        place = (str(self._path), self._column, "" if isinstance(self._path, hub.HubFile) else file_state(self._path))
+        going = _going.pop(place, None)
+        _going.clear()
+        if going is None or going.last[0] > start:
+            going = _Going(self._batches_from(start))
+        try:
+            if going.last[0] + len(going.last[1]) > start:
+                yield going.last
+            for batch in going.batches:
+                going.last = batch
+                if batch[0] + len(batch[1]) > start:
+                    yield batch
+        except GeneratorExit:
+            _going[place] = going
+            raise
+
+    def _batches_from(self, start: int) -> Iterator[tuple[int, Any]]:
         row = 0
         if self._kind == ".parquet":
             file = self._parquet()
@@ -431,16 +485,20 @@ class _Table:
     def _parquet(self) -> Any:
         import pyarrow.parquet as pq
 
+        if isinstance(self._path, hub.HubFile):
+            return pq.ParquetFile(self._path.open())
         return pq.ParquetFile(self._path, memory_map=True)
 
     def _arrow(self) -> Any:
         """A file of either Arrow format: `datasets` writes the streaming one."""
         import pyarrow as pa
 
-        source = pa.memory_map(str(self._path))
+        away = isinstance(self._path, hub.HubFile)
+        source = pa.PythonFile(_bytes(self._path), "r") if away else pa.memory_map(str(self._path))
         try:
             return pa.ipc.open_file(source)
         except pa.ArrowInvalid:
+            source.seek(0)
             return pa.ipc.open_stream(source)
 
     def _errors(self) -> _ArrowErrors:
@@ -450,7 +508,7 @@ class _Table:
 class _ArrowErrors:
     """Within, what pyarrow raises for a damaged file becomes a UsageError."""
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: File, kind: str) -> None:
         self._path, self._kind = path, kind
 
     def __enter__(self) -> None:

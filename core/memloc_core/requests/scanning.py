@@ -42,13 +42,17 @@ class CorpusFiles(Result):
 
 @dataclass(frozen=True)
 class FindCorpus(Request):
-    """Which files `corpus` stands for: a file, a folder, or a data set's name in the local `datasets` cache."""
+    """Which files `corpus` stands for: a file, a folder, or a data set's name in the local `datasets` cache.
+
+    hub://ORG/NAME[@CONFIG][:SPLIT] is one on the hub, at `commit` or, without one, as its main branch is now.
+    """
 
     answer = CorpusFiles
     urgency = URGENT
     keeps = False
     corpus: str
     model: str
+    commit: str = ""
 
 
 @dataclass(frozen=True)

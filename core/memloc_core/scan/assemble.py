@@ -36,7 +36,7 @@ def run(request: AssembleScan) -> Generator[Progress, None, ScanReport]:
         sums.setdefault(name, np.zeros(c + 1))
     with np.errstate(invalid="ignore"):
         nlls = sums["nlls"] / sums["ems"] if options["nll"] else np.full(c + 1, np.nan)
-    files = [str(Path(file)) for file in manifest["files"]]
+    files = manifest["files"]
     rows = _Rows(folder, request, options)
     try:
         try:

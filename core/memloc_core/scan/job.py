@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from memloc_core import hub
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import (
     SCAN_STRATA,
@@ -128,8 +129,13 @@ class Scan:
         self._seconds = 0.0
 
     async def find(self) -> None:
-        """Look for the corpus; raises UsageError where there is none."""
-        self._files = (await self._ask(FindCorpus(self._corpus, self._model), None)).result
+        """Look for the corpus; raises UsageError where there is none. One on the hub stays at its scan's commit."""
+        commit = ""
+        if hub.is_on_hub(self._corpus) and self.folder.begun:
+            begun = self.folder.manifest()
+            if begun["corpus"] == self._corpus and begun["files"]:
+                commit = hub.HubFile(begun["files"][0]).commit
+        self._files = (await self._ask(FindCorpus(self._corpus, self._model, commit), None)).result
 
     async def begin(self, info: ModelInfo, block_tokens: int = 0, *, replace: bool = False) -> None:
         """Plan the scan, or take up the one that was begun; `replace`: begin anew, whatever is there.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from memloc_core import sources
-from memloc_core.corpora.streams import corpus_files, file_state, open_stream, tokenizer_digest
+from memloc_core import hub, sources
+from memloc_core.corpora.streams import corpus_files, file_size, file_state, located, open_stream, tokenizer_digest
 from memloc_core.errors import UsageError
 from memloc_core.requests import Block, CorpusFiles, FindCorpus, PlanScan, Progress, ScanPlan
 from memloc_core.scan.windows import Reading, read_block, vocabulary_of
@@ -20,21 +19,24 @@ _TRIED = 16  # documents of each file that are tokenized at once, to see that th
 def find(request: FindCorpus) -> Generator[Progress, None, CorpusFiles]:
     """Raises UsageError where there is no such corpus."""
     yield Progress(0, 1, "files")
-    files = corpus_files(request.corpus)
     digest = tokenizer_digest(sources.model_folder(request.model))
+    if hub.is_on_hub(request.corpus):
+        found = hub.streamed(request.corpus, request.commit)
+        return CorpusFiles(tuple(str(file) for file, _ in found), tuple(state for _, state in found), digest)
+    files = corpus_files(request.corpus)
     return CorpusFiles(tuple(map(str, files)), tuple(map(file_state, files)), digest)
 
 
 def run(request: PlanScan) -> Generator[Progress, None, ScanPlan]:
     """Raises UsageError, naming file and line or row, for the first document that is none."""
     grain = max(1, request.block_bytes)
-    total = sum(Path(file).stat().st_size for file in request.files)
+    total = sum(file_size(located(file)) for file in request.files)
     blocks: list[tuple[int, int, int, int, int]] = []  # the fields of ScanPlan
     done = number = 0
     yield Progress(0, total, "bytes")
     for index, file in enumerate(request.files):
         start = documents = size = 0
-        for steps, run in enumerate(open_stream(Path(file), request.column).survey(max(1, grain // 8))):
+        for steps, run in enumerate(open_stream(located(file), request.column).survey(max(1, grain // 8))):
             start = start if documents else run.start
             taken = min(run.documents, request.limit - number - documents) if request.limit else run.documents
             documents, size = documents + taken, size + run.size
@@ -51,7 +53,7 @@ def run(request: PlanScan) -> Generator[Progress, None, ScanPlan]:
             number += documents
         if request.limit and number == request.limit:
             break
-        done += Path(file).stat().st_size
+        done += file_size(located(file))
         yield Progress(done, total, "bytes")
     if not number:
         raise UsageError("The corpus holds no document.")
@@ -74,9 +76,13 @@ def block_of(plan: ScanPlan, number: int, files: tuple[str, ...], model: str) ->
 
 
 def _try_the_tokenizer(plan: ScanPlan, request: PlanScan) -> None:
-    """Raise UsageError where a file's first documents already show ids that the model does not know."""
+    """Raise UsageError where a file's first documents already show ids that the model does not know.
+
+    On the hub only the first file is asked: a data set there may have thousands, all made alike.
+    """
     vocabulary = vocabulary_of(request.model)
-    for number in np.unique(plan.file, return_index=True)[1].tolist():
+    firsts = np.unique(plan.file, return_index=True)[1].tolist()
+    for number in firsts[:1] if hub.is_on_hub(request.files[0]) else firsts:
         block = block_of(plan, number, request.files, request.model)
         for _ in read_block(replace(block, documents=min(block.documents, _TRIED)), Reading(vocabulary)):
             pass

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memloc_core import sources
-from memloc_core.corpora.streams import Document, open_stream
+from memloc_core.corpora.streams import Document, located, open_stream
 from memloc_core.errors import UsageError
 from memloc_core.requests import Block
 from memloc_core.tokenizers import load_tokenizer, read_config, vocabulary_size
@@ -75,7 +74,7 @@ def read_block(block: Block, reading: Reading) -> Iterator[list[Tokens32]]:
 
     Text is encoded without special tokens, document by document.
     """
-    stream = open_stream(Path(block.file), block.column)
+    stream = open_stream(located(block.file), block.column)
     some: list[Document] = []
     size, first = 0, block.first
 
