@@ -185,8 +185,9 @@ def main() -> None:
     os.nice(5)  # both cores may be busy here while a key is pressed there
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP threads that spin at a barrier while another process holds their core made a sweep 50 times slower on a
-    # busy two-core machine; after 1,000 rounds they sleep, which costs an idle machine nothing.
+    # OpenMP threads that spin at a barrier while another process holds their core made a sweep 20 times slower on a
+    # two-core machine with one busy core, and keys slow. After 1,000 rounds they sleep; where nobody else wants the
+    # cores that costs short steps a third of their speed, so commands have them spin longer (memloc_tui/console.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Libraries print; descriptor 1 is the protocol's alone.
     sink = os.fdopen(os.dup(1), "wb")

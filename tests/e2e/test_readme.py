@@ -17,7 +17,6 @@ import pytest
 from memloc_core.demo import MODEL_FOLDER
 from memloc_core.requests import ExactMatch
 from tests.conftest import result
-from tests.faults.rounds import FULL
 
 TREE = Path(__file__).parents[2]
 PAGES = (TREE / "README.md", *sorted((TREE / "docs").glob("*.md")))
@@ -35,9 +34,8 @@ SHORTER = {
 }
 # What a test cannot do: a window in a browser, a person at a terminal, a network, a cluster. Their options are checked.
 UNRUN = ("serve", "tour", "download")
-# What tests of its own run, with the numbers held against others: here its options are checked, and all of it is run
-# where there is time (`make faults`).
-ELSEWHERE = () if FULL else ("analyze", "findings", "detect", "compare-masks")
+# These need nothing of the others, so they run beside them.
+APART = ("analyze", "findings", "detect")
 
 
 def blocks(language: str) -> list[str]:
@@ -89,14 +87,17 @@ def place(demo, demo_paragraphs, scored_cache, tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_command_of_the_readme_does_what_it_says(place: Path) -> None:
+@pytest.mark.parametrize("apart", [True, False])
+def test_every_command_of_the_readme_does_what_it_says(place: Path, apart: bool) -> None:
     own = {"MEMLOC_CACHE_DIR": str(place / "cache"), "MEMLOC_STATE_DIR": str(place / "state"), "OMP_NUM_THREADS": "1"}
     for command in commands():
         arguments = [(place / "id").read_text() if word == "ID" else word for word in words(command)]
         if not arguments or arguments == ["scan"]:  # a name in a sentence
             continue
         name = arguments[0]
-        if name in UNRUN or name in ELSEWHERE or "/shared/" in command:
+        if (name in APART) != apart:
+            continue
+        if name in UNRUN or "/shared/" in command or "--stream" in command:
             arguments.append("--help")
         elif "--paragraph" not in arguments or name == "unlearn":
             arguments += SHORTER.get(name, ())
@@ -113,8 +114,8 @@ def test_every_command_of_the_readme_does_what_it_says(place: Path) -> None:
         assert "Traceback" not in done.stderr
         if "--json" in arguments and "--help" not in arguments:
             json.loads(done.stdout)
-    left = ["recited.parquet", "gone.safetensors", "edited-checkpoint/config.json", "report.html"]
-    left += ["figure5/table.md", "em.jsonl"] if FULL else []
+    left = ["recited.parquet", "gone.safetensors", "edited-checkpoint/config.json", "report.html", "figure5/table.md"]
+    left = ["em.jsonl"] if apart else left
     assert [file for file in left if not (place / file).exists()] == []
 
 
