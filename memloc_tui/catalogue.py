@@ -133,7 +133,7 @@ class Catalogue:
         """Keep a chunk's scores; the rows that they belong to."""
         start = chunk * CHUNK
         rows = range(start, start + len(result.em))
-        fresh = self.em[start] < 0
+        fresh = self.scored(start) is None
         self.em[rows.start : rows.stop] = result.em
         self.nll[rows.start : rows.stop] = result.nll
         self.margin[rows.start : rows.stop] = result.margin

@@ -58,7 +58,7 @@ class Listing:
         """What is in the cache at once, then the engine, what is on screen first."""
         session, catalogue = self.explorer.memloc.session, self.catalogue
         assert session is not None
-        missing = {chunk for chunk in range(catalogue.chunks) if catalogue.em[CHUNK * chunk] < 0}
+        missing = {chunk for chunk in range(catalogue.chunks) if catalogue.scored(CHUNK * chunk) is None}
         found = False
         for chunk in sorted(missing):
             if (answer := session.peek(catalogue.request(chunk))) is not None:

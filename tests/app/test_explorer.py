@@ -563,6 +563,28 @@ async def test_the_next_sitting_goes_on_where_this_one_stopped(session: FakeSess
         await until(pilot, lambda: f"EM 50 → {50 - effect(2, DOG)}" in shown(app, "#continuation"))
 
 
+async def test_what_a_replacement_tells_of_its_row_does_not_stand_for_the_chunk_that_begins_there() -> None:
+    def make(session: FakeSession) -> MemlocApp:
+        return MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
+
+    async with (app := make(FakeSession())).run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.select(0)
+        app.explorer.commit(((2, DOG),))
+        await pilot.pause(1.0)
+    session = FakeSession()  # another cache: nothing is known, and the replacement is answered first
+    session.hold[ExactMatch] = asyncio.Event()
+    async with (app := make(session)).run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: f"EM 50 → {50 - effect(2, DOG)}" in shown(app, "#continuation"))
+        assert app.explorer.current == 0
+        assert "EM 0/30" in shown(app, "#list-head")
+        app.explorer.action_again()  # what is missing is still missing
+        session.hold[ExactMatch].set()
+        await until(pilot, lambda: "EM 0/30" not in shown(app, "#list-head"))
+        assert app.explorer.study.catalogue.known == 30
+        assert app.explorer.study.catalogue.em.tolist() == [base_em(row) for row in range(30)]
+
+
 async def test_quitting_ends_the_session(app: MemlocApp, session: FakeSession) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
