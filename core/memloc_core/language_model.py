@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from memloc_core import architectures, memory, sources
 from memloc_core.errors import Cancelled, MemlocError, UsageError
-from memloc_core.model_library import compiler_held_back
+from memloc_core.model_library import compiler_held_back, list_models_once
 from memloc_core.requests import ModelInfo, OpenModel, Tokens
 from memloc_core.tokenizers import read_config
 
@@ -368,6 +368,7 @@ def load(request: OpenModel) -> LanguageModel:
         raise UsageError(f"--dtype {request.dtype!r} is none of auto, {', '.join(DTYPES)}.")
     # A half-precision file would otherwise load as half, and exact match hangs on small margins.
     dtype = DTYPES.get(request.dtype, torch.float32)
+    list_models_once()
     _refuse_unless_it_fits(folder, request.model, dtype, device)
     with compiler_held_back():
         model, attention = _from_pretrained(folder, request.model, dtype)

@@ -447,6 +447,25 @@ def test_opening_a_model_and_asking_it_leaves_the_compiler_out():
     )
 
 
+def test_transformers_knows_the_same_models_though_it_looked_for_them_once():
+    in_a_fresh_process(
+        "from pathlib import Path\n"
+        "import transformers\n"
+        "from transformers.utils import import_utils\n"
+        "from memloc_core.model_library import list_models_once\n"
+        "define, create = import_utils.define_import_structure, import_utils.create_import_structure_from_path\n"
+        "looked = []\n"
+        "import_utils.create_import_structure_from_path = lambda path: looked.append(path) or create(path)\n"
+        "list_models_once()\n"
+        "assert looked == [], looked\n"
+        "assert import_utils.define_import_structure is define\n"
+        "own = import_utils.spread_import_structure(create(str(Path(transformers.__file__).parent / 'models')))\n"
+        "import transformers.models\n"
+        "assert set(dir(transformers.models)) >= {name.split('.')[0] for names in own.values() for name in names}\n"
+        "assert transformers.models.gpt_neo.GPTNeoForCausalLM is transformers.GPTNeoForCausalLM\n"
+    )
+
+
 def test_who_needs_the_compiler_gets_the_real_one():
     """Within and after: what stood in for it is gone, and it compiles."""
     in_a_fresh_process(
