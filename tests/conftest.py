@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker for each core already; torch is not imported yet
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
