@@ -452,8 +452,7 @@ def scan(
         raise UsageError("A scan reads a checkpoint: write the edited one with memloc-tui edits export, and scan that.")
     options = ScanOptions(column=column, keep=keep_of(keep), prefix_length=settings.prefix_length, **given)
     where = scan_commands.Where(engine, workers, address, gpus_per_worker)
-    if stream:
-        corpus = scan_commands.on_hub(corpus)
+    corpus = scan_commands.corpus_of(corpus, stream)
     scan_commands.scan(settings, corpus, out, options, where, block_tokens, restart, as_json)
 
 

@@ -104,8 +104,12 @@ class LocalEngines:
         raise AssertionError
 
 
-def on_hub(corpus: str) -> str:
-    """How `scan` is told to read a data set from the hub. Raises UsageError where that is not to be asked."""
+def corpus_of(corpus: str, stream: bool) -> str:
+    """What `scan` is asked for: `stream` reads from the hub, and nothing else does. Raises UsageError."""
+    if not stream:
+        if hub.is_on_hub(corpus):
+            raise UsageError("A data set is read from the hub where that is asked for: --stream ORG/NAME.")
+        return corpus
     if sources.data_set(corpus) is None:
         raise UsageError(f"--stream: {corpus!r} is no name of a data set on the hub, such as ORG/NAME@CONFIG:SPLIT.")
     hub.refuse_offline()
@@ -147,7 +151,7 @@ def scan(
         async with AsyncExitStack() as stack:
             clerk = await _client(stack, FindCorpus(corpus, model))
             work = Scan(folder, corpus, model, options, clerk.ask, shown.update)
-            await work.find()
+            await work.find(anew=restart)
             shown.update(ScanState("opening the model", 0, 0))
             async with AsyncExitStack() as engines_stack:
                 info, engines, threads = await _engines(engines_stack, settings, where, notice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gzip
 import hashlib
@@ -29,9 +30,12 @@ from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import load
 from memloc_core.requests import FindCorpus, OpenModel, PlanScan
+from memloc_core.scan.folder import ScanFolder
+from memloc_core.scan.job import Scan, ScanOptions
 from memloc_core.scan.plan import block_of
 from memloc_core.scan.windows import Reading, read_block, vocabulary_of
 from memloc_tui import download as fetching
+from memloc_tui.scan_commands import corpus_of
 from memloc_tui.settings import Settings
 from tests.fake_hub import COMMIT, FakeHub, is_large
 
@@ -636,6 +640,22 @@ def test_a_streamed_scan_goes_on_with_what_it_began_with_and_leaves_nothing_here
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.parametrize(("anew", "commit"), [(False, COMMIT), (True, OTHER)])
+def test_a_stream_stays_at_its_commit_until_it_begins_anew(hub, rows, tmp_path, anew, commit):
+    hub.give(f"datasets/{DATA}", rows, revision="then")
+    hub.give(f"datasets/{DATA}", rows, commit=OTHER)
+    folder = ScanFolder(tmp_path / "set.parquet")
+    folder.begin({"corpus": f"hub://{DATA}", "files": [f"hub://{DATA}@{COMMIT}/en/train-0.parquet"]}, ())
+    engine = Engine()
+
+    async def ask(request, on_progress):
+        return engine.answer(request)
+
+    scan = Scan(folder, f"hub://{DATA}", "demo", ScanOptions(), ask)
+    asyncio.run(scan.find(anew=anew))
+    assert {asking.HubFile(file).commit for file in scan._files.files} == {commit}
+
+
 def test_what_stands_in_the_way_of_a_stream_is_said(hub, rows, tiny_checkpoint, tmp_path):
     def refused(source, column=""):
         asking._sizes.cache_clear()
@@ -674,6 +694,11 @@ def test_what_stands_in_the_way_of_a_stream_is_said(hub, rows, tiny_checkpoint, 
         assert "Traceback" not in done.stderr
         return done.returncode, " ".join(done.stderr.split())
 
+    with pytest.raises(UsageError, match="--stream ORG/NAME"):
+        corpus_of(f"hub://{DATA}", stream=False)
+    with pytest.raises(UsageError, match="is no name of a data set"):
+        corpus_of("rows.jsonl", stream=True)
+    assert corpus_of("rows.jsonl", stream=False) == "rows.jsonl"
     code, said = command_says(DATA, HF_HUB_OFFLINE="1")
     assert (code, "HF_HUB_OFFLINE is set" in said) == (2, True), said
     code, said = command_says(f"{DATA}@en:train")

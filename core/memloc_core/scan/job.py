@@ -128,10 +128,13 @@ class Scan:
         self._plan: ScanPlan | None = None
         self._seconds = 0.0
 
-    async def find(self) -> None:
-        """Look for the corpus; raises UsageError where there is none. One on the hub stays at its scan's commit."""
+    async def find(self, *, anew: bool = False) -> None:
+        """Look for the corpus; raises UsageError where there is none.
+
+        One on the hub stays at the commit that its scan was begun with, unless that begins `anew`.
+        """
         commit = ""
-        if hub.is_on_hub(self._corpus) and self.folder.begun:
+        if hub.is_on_hub(self._corpus) and self.folder.begun and not anew:
             begun = self.folder.manifest()
             if begun["corpus"] == self._corpus and begun["files"]:
                 commit = hub.HubFile(begun["files"][0]).commit
