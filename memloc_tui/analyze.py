@@ -80,6 +80,7 @@ def sweep(
     seed: int,
     token_ids: Tokens,
     reference: str,
+    verified: bool,
 ) -> None:
     """A sweep over the prefix of each selected paragraph."""
     if bool(token_ids) != (strategy == "given"):
@@ -90,7 +91,7 @@ def sweep(
         rows = await selection.rows(asker)
         if reference == "auto":
             await asker.score(rows)
-        requests = [catalogue.sweep(row, strategy, draws, seed, token_ids, reference) for row in rows]
+        requests = [catalogue.sweep(row, strategy, draws, seed, token_ids, reference, verified) for row in rows]
         answers = await asker.ask(f"sweep, {strategy}", requests)
         records = []
         for row, request, answer in zip(rows, requests, answers, strict=True):
@@ -107,6 +108,8 @@ def sweep(
         "worst position": "worst_position",
         "its drop": "worst_drop",
     }
+    if verified:
+        columns |= {"largest error seen": "error", "trusted from margin": "bound", "share done again": "rechecked"}
     emit(run(settings, work), selection, columns | {"against": "scored_against"})
 
 

@@ -171,6 +171,7 @@ class Catalogue:
         seed: int = 0,
         tokens: Tokens = (),
         reference: str = "auto",
+        verified: bool = False,
     ) -> Sweep:
         """The question about one row's prefix; reference "auto" needs the row to be scored."""
         p = self.paragraphs
@@ -178,7 +179,8 @@ class Catalogue:
             tokens = p.ranked_tokens(strategy, draws + 1)
         # The seed says nothing about the other strategies, and must not make a new question of an answered one.
         seed = seed if strategy == "random" else 0
-        return Sweep(p.row(row), strategy, draws, seed, tokens, p.prefix_length, self.reference(row, reference))
+        own = self.reference(row, reference)
+        return Sweep(p.row(row), strategy, draws, seed, tokens, p.prefix_length, own, verified)
 
     # -------------------------------------------------------------------------------------------------------- text
 

@@ -530,6 +530,12 @@ def perturb() -> None:
         show_default=True,
         help="auto: the model's own continuation where the paragraph is not memorized, as in the paper.",
     ),
+    click.option(
+        "--verified",
+        is_flag=True,
+        help="Compute in bfloat16, and again exactly where that could change an exact match: faster where the hardware "
+        "has bfloat16.",
+    ),
 )
 def sweep() -> None:
     """Replace every prefix token in turn and see how much exact match each one costs."""

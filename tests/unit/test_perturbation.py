@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from memloc_core.analyses import perturbation
 from memloc_core.errors import UsageError
 from memloc_core.requests import Alternatives, Continue, Perturb, Sweep, random_tokens
 from tests.conftest import result
+from tests.unit.families import paragraphs, tiny
 
 
 def plain_score(lm, row, continuation):
@@ -79,6 +84,55 @@ def test_sweep_is_one_plain_pass_per_replacement(demo, demo_paragraphs, rows, st
             em, nll = plain_score(demo, changed, continuation)
             assert (told.em[position, draw], told.nll[position, draw]) == (em, pytest.approx(nll, rel=1e-3))
     np.testing.assert_allclose(told.drops(), told.em_before - told.em.mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+def test_a_verified_sweep_has_the_exact_ems_also_where_bfloat16_alone_has_others(family, monkeypatch):
+    lm = tiny(family)
+    alone = 0
+    for seed, reference in enumerate(["true", *6 * ["own"]]):
+        request = Sweep(paragraphs(1, seed=seed)[0], draws=4, seed=seed, prefix_length=12, reference=reference)
+        exact = result(lm, request)
+        verified = result(lm, replace(request, verified=True))
+        np.testing.assert_array_equal(verified.em, exact.em)
+        assert verified.bound == pytest.approx(perturbation._SAFETY * verified.error)
+        assert 3 / 48 <= verified.rechecked <= 1
+        with monkeypatch.context() as patched:
+            patched.setattr(perturbation, "_SAFETY", 0.0)  # only what is measured is done again
+            alone += int((result(lm, replace(request, verified=True)).em != exact.em).sum())
+    assert alone > 0
+
+
+def test_a_verified_sweep_of_what_is_recited_does_little_again(demo, rows):
+    exact, verified = (result(demo, Sweep(rows[0], verified=way)) for way in (False, True))
+    np.testing.assert_array_equal(verified.em, exact.em)
+    assert exact.em.mean() > 25
+    assert verified.rechecked < 0.5
+    near = np.abs(verified.margin - exact.margin)
+    assert 0 < near.max() <= verified.bound
+    np.testing.assert_allclose(verified.nll, exact.nll, atol=0.3)
+    assert (np.isnan(exact.error), exact.rechecked) == (True, 0)
+
+
+def test_margins_that_are_no_numbers_are_all_done_again(monkeypatch):
+    lm = tiny("gpt2")
+    request = Sweep(paragraphs(1)[0], draws=2, prefix_length=12, verified=True)
+    exact = result(lm, replace(request, verified=False))
+    plain = lm.logits
+
+    def broken(hidden):
+        return plain(hidden) * (math.nan if torch.is_autocast_enabled("cpu") else 1)
+
+    monkeypatch.setattr(lm, "logits", broken)
+    told = result(lm, request)
+    np.testing.assert_array_equal(told.em, exact.em)
+    np.testing.assert_array_equal(told.margin, exact.margin)
+    assert told.rechecked == 1
+
+
+def test_a_verified_sweep_needs_float32():
+    with pytest.raises(UsageError, match="is open in bfloat16"):
+        result(tiny("gpt2", torch.bfloat16), Sweep(paragraphs(1)[0], prefix_length=12, verified=True))
 
 
 def test_random_replacements_are_seeded_and_uniform_without_the_original(demo, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,10 @@ class SweepScores(Result):
     em: Ints  # [p, draws]
     margin: Floats  # [p, draws]
     nll: Floats  # [p, draws]
+    # Of a verified sweep, else nan and 0. Margins and NLL of what was not computed again are those in bfloat16.
+    error: float = math.nan  # the largest that a margin was off by in bfloat16, in logits, where both were computed
+    bound: float = math.nan  # the margin from which on the exact match was trusted
+    rechecked: float = 0.0  # share of replacements computed again exactly
 
     def drops(self) -> Floats:
         """Mean drop of exact match per position, [p]; nan where not computed."""
@@ -116,6 +121,9 @@ class Sweep(Request):
     strategy "random": uniform over the vocabulary without the original, seeded by (seed, position, draw);
     "next-best": the model's draw-th likeliest other token there; "most-frequent", "rarest" and "given": the draw-th of
     `tokens` that is not the original (the first two name where `tokens` came from: `ParagraphSet.ranked_tokens`).
+
+    `verified`: compute in bfloat16, and again exactly whatever an error several times as large as any that was seen
+    could change. The exact matches are those of the exact sweep, as long as no error is larger than that.
     """
 
     answer = SweepScores
@@ -126,6 +134,7 @@ class Sweep(Request):
     tokens: Tokens = ()
     prefix_length: int = 50
     reference: Reference = "true"
+    verified: bool = False
 
 
 def random_tokens(seed: int, position: int, draws: int, vocabulary: int, original: int) -> Tokens:
