@@ -570,6 +570,18 @@ def test_any_part_of_a_file_on_the_hub_is_that_of_the_file(hub, monkeypatch):
     assert all(last - first < 1000 for first, last in spans)
 
 
+def test_a_hub_that_falls_silent_in_the_middle_of_a_stream_is_left(hub):
+    hub.give(f"datasets/{DATA}", {"rows.parquet": bytes(50_000)})
+    file = asking.HubFile(f"hub://{DATA}@{COMMIT}/rows.parquet").open()
+    hub.stall = 8192
+    began = time.monotonic()
+    with pytest.raises(asking.Unreachable, match=r"rows.parquet stopped coming at byte 0: .*no answer for|timed out"):
+        file.read()
+    assert time.monotonic() - began < 10
+    hub.stall = None
+    assert file.read() == bytes(50_000)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "csv", "txt", "arrow"])
 def test_a_corpus_on_the_hub_is_planned_and_read_as_the_same_files_here(hub, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "PIECE", 3000)
