@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from textual import constants
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding
 from textual.driver import Driver
 from textual.screen import Screen
@@ -16,6 +16,7 @@ from textual.worker import Worker, WorkerState
 
 from memloc_tui.glyphs import visible
 from memloc_tui.screens.explorer import Explorer
+from memloc_tui.typing_ahead import TypingAhead
 from memloc_tui.widgets.panels import PANELS, panel_type
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ ENGINE = {
 }
 
 
-class MemlocApp(App[None], inherit_bindings=False):
+class MemlocApp(TypingAhead, inherit_bindings=False):
     """`session` is for whoever has one already (tests); else it is made from `settings` after the first frame."""
 
     TITLE = "memloc"
