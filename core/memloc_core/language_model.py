@@ -29,6 +29,8 @@ from memloc_core.tokenizers import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOGITS_AT_ONCE = 16_000_000  # elements of the largest logits tensor, 64 MB in fp32
+_LOGITS_IN_CACHE = 2_000_000  # elements of a piece of logits that a processor's caches hold
+_ROWS_AT_ONCE = 1024  # that a processor scores for each time that it reads the head's weights
 _ROW = 100  # tokens of the row that must fit beside the weights
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
@@ -120,28 +122,54 @@ class LanguageModel:
     def token_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
         """Score targets [n, c] under the hidden states [n, c, w] that predict them.
 
-        The logits exist only a chunk at a time, and each chunk is read four times in place: `logsumexp` alone would
+        The logits exist only a piece at a time, and each piece is read a few times in place: `logsumexp` alone would
         take a third of the head's matmul on a CPU.
         """
-        flat, wanted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()
-        step = max(1, _LOGITS_AT_ONCE // self.info.vocabulary)
-        parts = []
-        for start in range(0, len(flat), step):
-            logits = self.logits(flat[start : start + step])
-            if not self._splits:
-                logits = logits.clone()  # they are the model's own output, and what follows works in place
-            target = wanted[start : start + step, None]
-            true = logits.gather(-1, target)
-            predicted = logits.argmax(-1, keepdim=True)
-            top = logits.gather(-1, predicted)
-            logits.scatter_(-1, predicted, -torch.inf)
-            second = logits.amax(-1, keepdim=True)
-            margin = torch.where(predicted == target, top - second, true - top)
-            # -log p = (top - true) + log(1 + sum of exp(other - top)): exact also where p is nearly one.
-            nll = logits.sub_(top).exp_().sum(-1, keepdim=True).log1p_() + (top - true)
-            parts.append((predicted, margin, nll))
+        flat, wanted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()[:, None]
+        step = _ROWS_AT_ONCE if self.device.type == "cpu" else max(1, _LOGITS_AT_ONCE // self.info.vocabulary)
+        parts = [self._scores_of(flat[i : i + step], wanted[i : i + step]) for i in range(0, len(flat), step)]
         predicted, margin, nll = (torch.cat(column).view(targets.shape) for column in zip(*parts, strict=True))
         return TokenScores(predicted, margin, nll)
+
+    def _scores_of(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Argmax, margin and NLL, each [n, 1], of targets [n, 1] under hidden states [n, w]."""
+        predicted = torch.zeros_like(targets)
+        kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        top, second, true = torch.full((3, *targets.shape), -torch.inf, dtype=kind, device=targets.device)
+        others = torch.zeros_like(top)  # sum of exp(logit - top) over all tokens but the top one
+        for first, logits in self._logit_pieces(hidden):
+            place = targets - first
+            inside = (place >= 0) & (place < logits.shape[-1])
+            true = torch.where(inside, logits.gather(-1, place.clamp(0, logits.shape[-1] - 1)), true)
+            at = logits.argmax(-1, keepdim=True)
+            peak = logits.gather(-1, at).clamp_min(torch.finfo(kind).min)  # a piece may be -inf as a whole
+            logits.scatter_(-1, at, -torch.inf)
+            second = torch.maximum(torch.maximum(second, logits.amax(-1, keepdim=True)), torch.minimum(top, peak))
+            rest = logits.sub_(peak).exp_().sum(-1, keepdim=True)
+            wins = peak > top
+            others = torch.where(
+                wins, rest + (others + 1) * (top - peak).exp(), others + (rest + 1) * (peak - top).exp()
+            )
+            predicted = torch.where(wins, at + first, predicted)
+            top = torch.maximum(top, peak)
+        margin = torch.where(predicted == targets, top - second, true - top)
+        # -log p = (top - true) + log(1 + sum of exp(other - top)): exact also where p is nearly one.
+        return predicted, margin, others.log1p() + (top - true)
+
+    def _logit_pieces(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Logits of hidden states [n, w], to be written over: (first token, [n, tokens]) after (first token, ...).
+
+        A processor's caches hold a piece of the vocabulary, so that only the head's matmul goes through memory.
+        """
+        head = self.model.get_output_embeddings() if self._splits else None
+        if type(head) is not nn.Linear or self.device.type != "cpu":
+            logits = self.logits(hidden)
+            yield 0, logits if self._splits else logits.clone()  # else they are the model's own output
+            return
+        width = max(1, _LOGITS_IN_CACHE // len(hidden))
+        for first in range(0, len(head.weight), width):
+            bias = None if head.bias is None else head.bias[first : first + width]
+            yield first, _at_least_float32(F.linear(hidden, head.weight[first : first + width], bias))
 
     def score(self, rows: Tensor, prefix_length: int, targets: Tensor | None = None) -> TokenScores:
         """Score the continuations of rows [n, t] by one pass: logits at prefix_length - 1 .. t - 2 only."""

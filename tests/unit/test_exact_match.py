@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from memloc_core import language_model
 from memloc_core.errors import UsageError
 from memloc_core.requests import Alternatives, Continue, ExactMatch
 from tests.conftest import result
@@ -60,6 +61,39 @@ def test_nll_is_transformers_own_loss(demo, demo_paragraphs):
             loss = demo.model(input_ids=ids[None], labels=labels[None]).loss
         assert scored.nll[row] == pytest.approx(float(loss), rel=1e-5, abs=2e-6)
         assert scored.token_nll[row].mean() == pytest.approx(float(loss), rel=1e-5, abs=2e-6)
+
+
+@pytest.mark.parametrize("at_once", [40, 1_000, 70_000])
+def test_scores_from_pieces_of_the_vocabulary_are_those_of_all_logits_at_once(demo, at_once, monkeypatch):
+    hidden = torch.randn(3, 7, demo.info.width, generator=torch.Generator().manual_seed(0))
+    hidden[0] *= 40  # nearly certain
+    with torch.inference_mode():
+        logits = demo.logits(hidden).double()
+        targets = logits.argsort(-1, descending=True)[..., [0, 1, 5, 900, -1, 0, 0]].diagonal(dim1=1, dim2=2)
+        monkeypatch.setattr(language_model, "_LOGITS_IN_CACHE", at_once)
+        monkeypatch.setattr(language_model, "_ROWS_AT_ONCE", 4)
+        scores = demo.token_scores(hidden, targets)
+    assert torch.equal(scores.predicted, logits.argmax(-1))
+    nll = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(scores.nll.double(), nll, rtol=1e-5, atol=1e-6)
+    other = logits.scatter(-1, targets[..., None], -torch.inf).amax(-1)
+    margin = logits.gather(-1, targets[..., None])[..., 0] - other
+    torch.testing.assert_close(scores.margin.double(), margin, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("piece", [0, 1, 2])
+def test_a_piece_of_the_vocabulary_that_is_ruled_out_or_no_number(demo, piece, monkeypatch):
+    whole = torch.randn(2, 30, generator=torch.Generator().manual_seed(1))
+    whole[0, 10 * piece : 10 * (piece + 1)] = -torch.inf
+    whole[1, 10 * piece + 3] = torch.nan
+    monkeypatch.setattr(demo, "_logit_pieces", lambda hidden: ((i, whole[:, i : i + 10].clone()) for i in (0, 10, 20)))
+    targets = torch.tensor([[(10 * piece + 15) % 30]] * 2)
+    scores = demo.token_scores(torch.zeros(2, 1, demo.info.width), targets)
+    expected = torch.nn.functional.cross_entropy(whole[:1], targets[0])
+    assert float(scores.nll[0, 0]) == pytest.approx(float(expected), rel=1e-5)
+    assert scores.predicted[0, 0] == whole[0].argmax()
+    assert scores.margin[1].isnan()
+    assert scores.nll[1].isnan()
 
 
 def test_predictions_and_margins_by_a_loop_over_the_whole_logits(demo, demo_paragraphs):
