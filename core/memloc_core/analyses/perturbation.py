@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from memloc_core.bfloat16 import Bfloat16Pass
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Perturb, Perturbation, Progress, Sweep, SweepScores, Tokens, random_tokens
@@ -18,7 +20,7 @@ from memloc_core.requests import Perturb, Perturbation, Progress, Sweep, SweepSc
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
 
-_MEASURED = 16  # one replacement of so many is computed in both precisions
+_MEASURED = 32  # one replacement of so many is computed in both precisions, whatever its margin
 _SAFETY = 4.0  # times the largest error seen there, within which an exact match is not trusted
 
 
@@ -54,100 +56,130 @@ def run(lm: LanguageModel, request: Perturb) -> Generator[Progress, None, Pertur
 
 
 def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, SweepScores]:
-    """Every prefix position in turn, reusing the clean prefix's keys and values.
-
-    A replacement at position i leaves everything before i as it was, so positions go in groups: of the clean pass what
-    lies before the group's first position is repeated for the group's rows, which then compute only the rest.
-
-    A verified one computes in bfloat16 first. A position counts as matched by the sign of its margin, so an exact match
-    can only be wrong if a margin that it hangs on is off by more than its own size: those, up to `_SAFETY` times the
-    largest error that was seen, are computed again.
-    """
-    paragraph, p, draws = request.paragraph, request.prefix_length, request.draws
-    _check(lm, paragraph, p)
+    """Every prefix position in turn, reusing the clean prefix's keys and values."""
     if request.verified and lm.info.dtype != "float32":
         raise UsageError(f"A verified sweep is held against float32, and {lm.info.name} is open in {lm.info.dtype}.")
-    c = len(paragraph) - p
-    with torch.inference_mode():
-        clean = _reference_row(lm, torch.tensor(paragraph), p, request.reference)
-        replacements = _replacements(lm, request)
-        reference = clean[p:].to(lm.device)
-        whole = lm.new_cache() if lm.reuses_prefix else None
-        found = lm.token_scores(lm.hidden(clean[None, :-1], whole)[:, -c:], reference[None])
-        before = int(found.exact_match(reference[None])[0])
-    em = np.full(p * draws, -1, np.int64)
-    margin, nll = np.full((2, p * draws), np.nan, np.float32)
-    margins = np.zeros((p * draws, c), np.float32) if request.verified else None
-    error, bound = 0.0 if request.verified else math.nan, math.nan
-    exact = np.full(p * draws, not request.verified)
+    sweep = _Swept(lm, request)
+    yield from _verified(sweep) if request.verified else sweep.told(sweep.through(sweep.exact == 0))
+    return sweep.so_far()
 
-    def so_far() -> SweepScores:
+
+class _Swept:
+    """What a sweep knows of its replacements, flattened to [p * draws] places, and how it learns it."""
+
+    def __init__(self, lm: LanguageModel, request: Sweep) -> None:
+        self.lm, self.p, self.draws = lm, request.prefix_length, request.draws
+        _check(lm, request.paragraph, self.p)
+        self.c = len(request.paragraph) - self.p
+        with torch.inference_mode():
+            self.clean = _reference_row(lm, torch.tensor(request.paragraph), self.p, request.reference)
+            self.tokens = _replacements(lm, request)
+            self.targets = self.clean[None, self.p :].to(lm.device)
+            self.cache = lm.new_cache() if lm.reuses_prefix else None  # of the whole clean row
+            found = lm.token_scores(lm.hidden(self.clean[None, :-1], self.cache)[:, -self.c :], self.targets)
+        self.clean_margins, self.clean_margin = (
+            found.margin[0].cpu().numpy(),
+            float(found.deciding_margin(self.targets)),
+        )
+        self.em_before = int(found.exact_match(self.targets))
+        n = self.p * self.draws
+        self.em = np.full(n, -1, np.int64)
+        self.margin, self.nll = np.full((2, n), np.nan, np.float32)
+        self.margins = np.zeros((n, self.c), np.float32)  # of every token
+        self.exact = np.zeros(n, bool)  # of a verified sweep: computed in full precision
+        self.error = self.bound = math.nan
+
+    def measured(self, errors: NDArray[np.float32]) -> None:
+        """Margins in bfloat16 were off by so much. One that is no number leaves nothing to be trusted."""
+        self.error = float(np.maximum(self.error, np.abs(errors).max()))
+        self.bound = _SAFETY * self.error
+
+    def so_far(self) -> SweepScores:
+        """What is known by now."""
+        shape = self.p, self.draws
         return SweepScores(
-            reference=clean[p:].numpy(),
-            em_before=before,
-            replacements=replacements,
-            em=em.reshape(p, draws).copy(),
-            margin=margin.reshape(p, draws).copy(),
-            nll=nll.reshape(p, draws).copy(),
-            error=error,
-            bound=bound,
-            rechecked=float(exact.mean()) if request.verified else 0.0,
+            reference=self.clean[self.p :].numpy(),
+            em_before=self.em_before,
+            replacements=self.tokens,
+            em=self.em.reshape(shape).copy(),
+            margin=self.margin.reshape(shape).copy(),
+            nll=self.nll.reshape(shape).copy(),
+            error=self.error,
+            bound=self.bound,
+            rechecked=float(self.exact.mean()),
         )
 
-    def score(places: Ints, first: int, prefix: Any, start: int, stop: int) -> None:
-        """Some of the `places` in the flattened [p, draws], all at `first` or later, after the prefix up to there."""
-        places = places[start:stop]
-        n, cached = len(places), first if prefix is not None else 0
-        rows = clean.repeat(n, 1)
-        rows[torch.arange(n), torch.from_numpy(places // draws)] = torch.from_numpy(replacements.reshape(-1)[places])
-        with torch.inference_mode():
-            cache = lm.repeated(prefix, n) if cached else None
-            targets = reference.expand(n, c)
-            scores = lm.token_scores(lm.hidden(rows[:, cached:-1], cache)[:, -c:], targets)
-        em[places] = scores.exact_match(targets).cpu().numpy()
-        margin[places] = scores.deciding_margin(targets).cpu().numpy()
-        nll[places] = scores.nll.mean(-1).cpu().numpy()
-        if margins is not None:
-            margins[places] = scores.margin.cpu().numpy()
+    def told(self, steps: Iterator[int]) -> Generator[Progress, None, None]:
+        """Steps, each the number of places done, as progress."""
+        for done in steps:
+            yield Progress(done, len(self.em), "replacements", partial=self.so_far())
 
-    # On a CPU a group of ten positions saves a fifth of the tokens and still fills the cores; a GPU wants more rows.
-    group = 10 if lm.device.type == "cpu" else 25
+    def through(self, wanted: NDArray[np.bool_]) -> Iterator[int]:
+        """Score the `wanted` places [p * draws]; yields how many of them are done.
 
-    def through(wanted: Any) -> Generator[int, None, None]:
-        """Score `wanted` places, bool [p * draws]; yields how many of them are done."""
-        ended = 0
-        for first in range(0, p, group):
-            places = first * draws + wanted[first * draws : (first + group) * draws].nonzero()[0]
-            if not len(places):
-                continue
+        A replacement at position i leaves everything before i as it was, so positions go in groups: of the clean pass
+        what lies before the group's first position is repeated for the group's rows, which compute only the rest.
+        """
+        # On a CPU ten rows fill the cores, and a shorter group saves tokens; a GPU wants more rows.
+        most, ended = (10 if self.lm.device.type == "cpu" else 25) * self.draws, 0
+        left = wanted.nonzero()[0]
+        while len(left):
+            places, left = left[:most], left[most:]
+            first = int(places[0]) // self.draws
             with torch.inference_mode():
-                prefix = lm.shortened(whole, clean, first) if whole is not None and first else None
-            for done in lm.in_batches(partial(score, places, first, prefix), len(places), len(paragraph)):
+                prefix = self.lm.shortened(self.cache, self.clean, first) if self.cache is not None and first else None
+            score = partial(self._score, places, first, prefix)
+            for done in self.lm.in_batches(score, len(places), len(self.clean)):
                 yield ended + done
             ended += len(places)
 
-    if margins is None:
-        for done in through(exact):
-            yield Progress(done, p * draws, "replacements", partial=so_far())
-        return so_far()
-    steps = through(~exact)
+    def _score(self, places: Ints, first: int, prefix: Any, start: int, stop: int) -> None:
+        """Some of the places, all at position `first` or later, after the prefix up to there."""
+        places = places[start:stop]
+        n, cached = len(places), first if prefix is not None else 0
+        rows = self.clean.repeat(n, 1)
+        tokens = self.tokens.reshape(-1)[places]
+        rows[torch.arange(n), torch.from_numpy(places // self.draws)] = torch.from_numpy(tokens)
+        with torch.inference_mode():
+            cache = self.lm.repeated(prefix, n) if cached else None
+            targets = self.targets.expand(n, self.c)
+            scores = self.lm.token_scores(self.lm.hidden(rows[:, cached:-1], cache)[:, -self.c :], targets)
+        self.em[places] = scores.exact_match(targets).cpu().numpy()
+        self.margin[places] = scores.deciding_margin(targets).cpu().numpy()
+        self.nll[places] = scores.nll.mean(-1).cpu().numpy()
+        self.margins[places] = scores.margin.cpu().numpy()
+
+
+def _verified(sweep: _Swept) -> Generator[Progress, None, None]:
+    """All places in bfloat16, and again in full precision where that could change an exact match.
+
+    A token counts as matched by the sign of its margin, so an exact match can only be wrong if a margin that it hangs
+    on is off by more than its own size: those, up to `_SAFETY` times the largest error seen, are computed again. The
+    error is measured on the clean row, on a few places, and on all that are computed again, until no more come near.
+    """
+    lm, everything = sweep.lm, np.ones(len(sweep.em), bool)
+    half, sweep.error = Bfloat16Pass(lm), 0.0
+    with half.applied(), torch.inference_mode():
+        rough = lm.token_scores(lm.hidden(sweep.clean[None, :-1])[:, -sweep.c :], sweep.targets).margin[0]
+    sweep.measured(rough.cpu().numpy() - sweep.clean_margins)
+    if not sweep.clean_margin > sweep.bound:  # nor would those of most places be: text that is not recited
+        sweep.exact |= everything
+        yield from sweep.told(sweep.through(everything))
+        return
+    steps = sweep.told(sweep.through(everything))
     while True:
-        with torch.autocast(lm.device.type, torch.bfloat16):
-            done = next(steps, -1)
-        if done < 0:
+        with half.applied():
+            progress = next(steps, None)
+        if progress is None:
             break
-        yield Progress(done, p * draws, "replacements", partial=so_far())
-    # The error is measured on some of them, and then on all that are near it, until no more come near.
-    todo = np.arange(p * draws) % _MEASURED == 0
-    while todo.any():
-        rough = margins.copy()
-        for _ in through(todo):
-            yield Progress(p * draws, p * draws, "replacements", partial=so_far())
-        exact |= todo
-        error = float(np.maximum(error, np.abs(rough - margins)[todo].max()))  # nan where there is one: then all again
-        bound = _SAFETY * error
-        todo = ~exact & ~(margin > bound)
-    return so_far()
+        yield progress
+    todo = np.arange(len(everything)) % _MEASURED == _MEASURED - 1
+    while (todo := ~sweep.exact & (todo | ~(sweep.margin > sweep.bound))).any():
+        before = sweep.margins.copy()
+        for _ in sweep.through(todo):
+            yield Progress(len(todo), len(todo), "replacements", partial=sweep.so_far())
+        sweep.exact |= todo
+        sweep.measured((before - sweep.margins)[todo])
 
 
 def _check(lm: LanguageModel, paragraph: Tokens, prefix_length: int) -> None:
