@@ -6,6 +6,7 @@ once; the other works, one step of the most urgent request at a time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -26,6 +27,7 @@ from memloc_core.frames import Kind
 from memloc_core.requests import Answer, Progress, Request
 
 _PROGRESS_SECONDS = 0.1  # progress goes out at most this often
+_IDLE_SECONDS = 2.0  # without a request, before free memory is given back
 _PR_SET_PDEATHSIG = 1
 
 
@@ -57,7 +59,7 @@ class Worker:
         arrived = 0
         while True:
             while all(job.paused for job in jobs) or not self._inbox.empty():
-                id_, request = self._inbox.get()
+                id_, request = self._next()
                 if isinstance(request, bool):
                     for job in jobs:
                         job.paused = request if job.id == id_ else job.paused
@@ -74,6 +76,14 @@ class Worker:
             job = min((job for job in jobs if not job.paused), key=self._order)
             if not self._step(job):
                 jobs.remove(job)
+
+    def _next(self) -> tuple[int, Request | bool | None]:
+        """What comes next; where nothing does for a while, memory that is free goes back to the system meanwhile."""
+        try:
+            return self._inbox.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            _give_back_memory()
+            return self._inbox.get()
 
     def _order(self, job: Job) -> tuple[bool, int, int]:
         """The most urgent first; what needs a model waits until one is open, or is sure not to come."""
@@ -176,6 +186,12 @@ def _die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it had already gone before the kernel knew of our wish
         os._exit(0)
+
+
+def _give_back_memory() -> None:
+    """The allocator keeps what the largest analysis took, a few hundred megabytes; glibc gives it back when asked."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:
