@@ -26,7 +26,7 @@ bench: $(INSTALLED)
 	@$(BIN)/python -m tests.benchmarks.run $(BENCH)
 
 faults: $(INSTALLED)
-	@MEMLOC_FAULTS=full $(BIN)/python -m pytest --numprocesses=0 tests/faults tests/e2e/test_readme.py
+	@MEMLOC_FAULTS=full $(BIN)/python -m pytest tests/faults tests/e2e/test_readme.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis bench-results

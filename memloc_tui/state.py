@@ -29,6 +29,7 @@ class Resume:
     draws: int = 1
     seed: int = 0
     given: list[int] = field(default_factory=list)
+    verified: bool = False  # sweep in bfloat16, and again where that could matter
     head: list[int] = field(default_factory=lambda: [1, 2])
     ablated: list[list[int]] = field(default_factory=list)
     switches: dict[str, str] = field(default_factory=dict)

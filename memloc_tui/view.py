@@ -69,13 +69,19 @@ class SweepView:
         known = self.known
         return sum(known) / len(known) if known else float("nan")
 
+    @property
+    def verified(self) -> bool:
+        sweep, _ = bare(self.request)
+        return isinstance(sweep, Sweep) and sweep.verified
+
     def said(self) -> str:
         """Strategy, draws and reference in the words of the titles."""
         sweep, heads = bare(self.request)
         assert isinstance(sweep, Sweep)
         seed = f" · seed {sweep.seed}" if sweep.strategy == "random" else ""
+        way = " · verified" if sweep.verified else ""
         without = f" · without {head_names(heads)}" if heads else ""
-        return f"{sweep.strategy} ×{sweep.draws}{seed} · vs {sweep.reference}{without}"
+        return f"{sweep.strategy} ×{sweep.draws}{seed} · vs {sweep.reference}{way}{without}"
 
 
 @dataclass(frozen=True)

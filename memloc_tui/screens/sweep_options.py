@@ -1,4 +1,4 @@
-"""How a sweep replaces tokens: strategy, draws, seed, reference, and the tokens that "given" takes."""
+"""How a sweep replaces tokens: strategy, draws, seed, reference, precision, and the tokens that "given" takes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ SAID = {
     "true": "the true text",
     "own": "the model's own clean continuation",
 }
+PRECISIONS = {
+    "exact": "as the model was opened",
+    "verified": "bfloat16, and exactly where that could matter",
+}
+DRAWS, SEED, GIVEN = 1, 2, 5  # rows that are typed into
 
 
 class OptionRows(RowList):
     """One option per row; the explorer's resume state holds the values."""
 
-    NAMES = ("strategy", "draws", "seed", "reference", "given tokens")
+    NAMES = ("strategy", "draws", "seed", "reference", "precision", "given tokens")
 
     def __init__(self, resume: Resume, pieces: list[bytes]) -> None:
         super().__init__(id="options")
@@ -40,14 +45,16 @@ class OptionRows(RowList):
 
     def row(self, index: int, width: int) -> list[Segment]:
         resume = self.resume
+        precision = "verified" if resume.verified else "exact"
         value, note = [
             (resume.strategy, SAID.get(resume.strategy, "")),
             (str(resume.draws), "per position, 1..99"),
             (str(resume.seed), "of the random draws"),
             (resume.reference, SAID.get(resume.reference, "")),
+            (precision, PRECISIONS[precision]),
             (self._given(), self.said or "type a token, ⏎ adds it, backspace takes it back"),
         ][index]
-        arrows = f"‹ {value} ›" if index < 4 else value
+        arrows = f"‹ {value} ›" if index < GIVEN else value
         return [Segment(f" {self.NAMES[index]:<13}"), Segment(f"{arrows:<19} "), Segment(note, self.look("faint"))]
 
     def _given(self) -> str:
@@ -61,33 +68,35 @@ class OptionRows(RowList):
         if self.cursor == 0:
             at = STRATEGIES.index(resume.strategy) if resume.strategy in STRATEGIES else 0  # type: ignore[arg-type]
             resume.strategy = STRATEGIES[(at + step) % len(STRATEGIES)]
-        elif self.cursor == 1:
+        elif self.cursor == DRAWS:
             resume.draws = max(1, min(99, resume.draws + step))
-        elif self.cursor == 2:
+        elif self.cursor == SEED:
             resume.seed = max(0, resume.seed + step)
         elif self.cursor == 3:
             at = REFERENCES.index(resume.reference) if resume.reference in REFERENCES else 0
             resume.reference = REFERENCES[(at + step) % 3]
+        elif self.cursor == 4:
+            resume.verified = not resume.verified
         self.repaint_row(self.cursor)
 
     def type(self, char: str) -> None:
         """A digit into a number, anything into the given tokens."""
         resume = self.resume
-        if self.cursor == 1 and char.isdecimal():
+        if self.cursor == DRAWS and char.isdecimal():
             resume.draws = max(1, min(99, int(f"{resume.draws}{char}"[-2:])))
-        elif self.cursor == 2 and char.isdecimal():
+        elif self.cursor == SEED and char.isdecimal():
             resume.seed = int(f"{resume.seed}{char}"[-9:])
-        elif self.cursor == 4:
+        elif self.cursor == GIVEN:
             self.typed, self.said = self.typed + char, ""
         self.repaint_row(self.cursor)
 
     def erase(self) -> None:
         resume = self.resume
-        if self.cursor == 1:
+        if self.cursor == DRAWS:
             resume.draws = max(1, resume.draws // 10)
-        elif self.cursor == 2:
+        elif self.cursor == SEED:
             resume.seed //= 10
-        elif self.cursor == 4:
+        elif self.cursor == GIVEN:
             if self.typed:
                 self.typed = self.typed[:-1]
             elif resume.given:
@@ -96,7 +105,7 @@ class OptionRows(RowList):
 
     def add_typed(self) -> bool:
         """Take what was typed as a token: by its exact text (a space before it tried too), or #id."""
-        if self.cursor != 4 or not self.typed:
+        if self.cursor != GIVEN or not self.typed:
             return False
         typed = self.typed
         token = -1

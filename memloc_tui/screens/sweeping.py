@@ -40,8 +40,8 @@ class Sweeping:
         study, resume = self.study, self.explorer.memloc.resume
         given = tuple(resume.given) if resume.strategy == "given" else ()
         strategy = cast(Strategy, resume.strategy)
-        sweep = study.catalogue.sweep(study.current, strategy, resume.draws, resume.seed, given, resume.reference)
-        return study.posed(sweep)
+        options = (resume.draws, resume.seed, given, resume.reference, resume.verified)
+        return study.posed(study.catalogue.sweep(study.current, strategy, *options))
 
     def peek(self) -> None:
         """An earlier sweep under the same options shows at once."""
@@ -101,6 +101,8 @@ class Sweeping:
         try:
             answer: Any = await session.ask(request, progress)
             show(answer.result, done=True)
+            if here.sweep is not None and here.sweep.verified:
+                explorer.memloc.say(verification(answer.result))
         except Cancelled:
             pass
         except MemlocError as error:
@@ -111,6 +113,14 @@ class Sweeping:
         finally:
             if explorer.is_attached:
                 explorer.top.show_job("")
+
+
+def verification(scores: SweepScores) -> str:
+    """What the exact matches of a verified sweep rest on."""
+    return (
+        f"Verified: {scores.rechecked:.0%} of the replacements were computed again exactly, all with a margin up to "
+        f"{scores.bound:.2g}; the largest error of bfloat16 that was seen is {scores.error:.2g}."
+    )
 
 
 def swept(request: Request, scores: SweepScores, done: bool, cached: bool = False) -> SweepView:

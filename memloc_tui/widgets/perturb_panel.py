@@ -176,8 +176,9 @@ class PerturbPanel(Vertical):
         if sweep is None:
             return "Sweep"
         n = len(sweep.known)
+        name = "Sweep" if not sweep.verified else "Verified" if sweep.done else "In bf16"
         kept = ", cached" if sweep.cached else ""
-        return (f"Sweep: mean drop {sweep.mean:.1f}, n {n}" if n else "Sweep: waiting") + kept
+        return (f"{name}: mean drop {sweep.mean:.1f}, n {n}" if n else f"{name}: waiting") + kept
 
     def _history_said(self, view: View) -> str:
         if not view.trials:

@@ -245,10 +245,28 @@ async def test_sweep_options_change_the_question(app: MemlocApp, session: FakeSe
         )
 
 
+async def test_a_verified_sweep_says_what_its_exact_matches_rest_on(
+    app: MemlocApp, session: FakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = session.hold[SweepScores] = asyncio.Event()  # type: ignore[index]
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("W", *["down"] * 4, "right")
+        assert "‹ verified ›" in "\n".join(screen_lines(app))
+        monkeypatch.setattr("memloc_tui.screens.sweeping.REPAINT_EVERY", 0.0)
+        await pilot.press("enter")
+        await until(pilot, lambda: "In bf16: mean drop" in shown(app, "#bottom"))
+        held.set()
+        await until(pilot, lambda: "Verified: mean drop" in shown(app, "#bottom"))
+        assert any("25% of the replacements were computed again" in text for text in notices(app))
+        (asked,) = [r for r in session.asked if isinstance(r, Sweep)]
+        assert asked.verified
+
+
 async def test_given_tokens_are_typed(app: MemlocApp, session: FakeSession) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
-        await pilot.press("W", "left", "down", "down", "down", "down", *"nope", "enter")
+        await pilot.press("W", "left", *["down"] * 5, *"nope", "enter")
         assert "several tokens" in "\n".join(screen_lines(app))
         await pilot.press(*["backspace"] * 4, *"dog", "enter", "enter")
         await until(pilot, lambda: any(isinstance(r, Sweep) for r in session.asked))

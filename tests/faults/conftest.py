@@ -51,6 +51,11 @@ def no_code() -> Iterator[None]:
 _hooked: list[bool] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The half hour comes first: meanwhile another process does all the rest."""
+    items.sort(key=lambda item: "test_soak" not in item.nodeid)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     from tests.faults.rounds import FULL
 
