@@ -38,7 +38,7 @@ class TypingAhead(App[None], inherit_bindings=False):
     async def _take(self) -> None:
         """Carry out the next key; the one after it comes when this one is through."""
         self._turn = None
-        if self._ahead:
+        if self._ahead and self.screen_stack:  # without a screen the app is ending
             path: list[MessagePump] = [*(self.focused or self.screen).ancestors_with_self]
             self._turn = asyncio.create_task(self._end_turn(path))  # before: a key may end the app
             await super().on_event(self._ahead.popleft())

@@ -79,9 +79,8 @@ class SweepView:
         sweep, heads = bare(self.request)
         assert isinstance(sweep, Sweep)
         seed = f" · seed {sweep.seed}" if sweep.strategy == "random" else ""
-        way = " · verified" if sweep.verified else ""
         without = f" · without {head_names(heads)}" if heads else ""
-        return f"{sweep.strategy} ×{sweep.draws}{seed} · vs {sweep.reference}{way}{without}"
+        return f"{sweep.strategy} ×{sweep.draws}{seed} · vs {sweep.reference}{without}"
 
 
 @dataclass(frozen=True)

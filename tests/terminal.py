@@ -39,13 +39,15 @@ class Terminal:
         rows: int = 36,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        echo: bool = True,
     ) -> None:
+        """`echo`: whether the terminal itself shows what is typed while no program reads it."""
         # COLUMNS and LINES, which a test runner may have set, would stand above the terminal's own size.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         full = {**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
         self.started = time.perf_counter()
         self.process = ptyprocess.PtyProcess.spawn(
-            command, dimensions=(rows, columns), env=full, cwd=str(cwd) if cwd else None
+            command, dimensions=(rows, columns), env=full, cwd=str(cwd) if cwd else None, echo=echo
         )
         self.screen = Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)

@@ -35,5 +35,5 @@ class Dialog(LeavesOnce, ModalScreen[T]):
         &.-wide { width: 92; }
         &.-tall { width: 100; height: 90%; }
     }
-    Dialog #options { height: 5; }
+    Dialog #options { height: 6; }
     """

@@ -580,7 +580,8 @@ class Explorer(Screen[None]):
         """On a narrow terminal the list opens over the panes."""
         if not self.has_class("-wide"):
             self.add_class("-drawer")
-            self.call_after_refresh(self.listing.draw_head)  # it says as much as there is room for
+            if self.current >= 0:
+                self.call_after_refresh(self.listing.draw_head)  # it says as much as there is room for
 
     def _close_drawer(self) -> bool:
         """Whether there was one to close."""

@@ -44,7 +44,6 @@ class TourCard(Static):
         link-style: none; link-background: $boost;
     }
     """
-    ALLOW_SELECT = False
 
 
 class Touring:

@@ -46,7 +46,6 @@ def typed_matches(pieces: list[bytes], typed: str, original: int, k: int = 64) -
 class Chooser(Widget, can_focus=True):
     """See the module. The explorer gives it candidates and the EMs of those already tried; it posts what to try."""
 
-    ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "chooser--head",
         "chooser--faint",

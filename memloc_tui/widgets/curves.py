@@ -96,7 +96,6 @@ def plot(curves: list[list[int]], width: int, height: int, fill: bool) -> list[l
 class Curves(ScrollView, can_focus=True):
     """Lanes below each other, as tall as there is room for; arrow keys move a line through the steps."""
 
-    ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "curves--faint",
         "curves--cursor",

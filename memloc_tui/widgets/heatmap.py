@@ -57,7 +57,6 @@ def tenths(value: float, level: float) -> str:
 class Heatmap(ScrollView, can_focus=True):
     """Arrow keys and clicks move over the cells; Enter or a click chooses one."""
 
-    ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {"heat--faint", "heat--cursor", "heat--mark", *(f"heat--{h}" for h in HUES)}
     DEFAULT_CSS = """
     Heatmap {

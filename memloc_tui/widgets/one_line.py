@@ -13,8 +13,6 @@ from textual.widgets import Static
 class OneLine(Static):
     """A line that repaints without laying the screen out again."""
 
-    ALLOW_SELECT = False
-
     def say(self, content: Content) -> None:
         self.update(content, layout=False)
 

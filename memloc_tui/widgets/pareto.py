@@ -20,7 +20,6 @@ LEFT = 8  # cells for the numbers of the vertical axis
 class Pareto(Widget):
     """Left is the picture, right of it (or below, where it is narrow) the runs' figures; dominated runs are dim."""
 
-    ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {"pareto--faint", "pareto--best", "pareto--here"}
     DEFAULT_CSS = """
     Pareto {

@@ -27,7 +27,6 @@ def foreground(style: Style) -> Style:
 class RowList(ScrollView, can_focus=True):
     """Rows of one line each. A subclass draws a row (`row`) and says how many there are (`show_rows`)."""
 
-    ALLOW_SELECT = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "rows--cursor",
         "rows--cursor-blur",

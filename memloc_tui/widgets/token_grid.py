@@ -34,7 +34,6 @@ Column = tuple[Cell, ...]
 class TokenGrid(ScrollView, can_focus=True):
     """Columns of `rows` cells each; the cursor walks over columns, and up and down over wrapped lines."""
 
-    ALLOW_SELECT = False
     LOOKS: ClassVar[tuple[str, ...]] = ("match", "same", "leave", "astray", "perturb", "attention", "gradient", "faint")
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "grid--odd",

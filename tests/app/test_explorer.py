@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from fake import DOG, PIECES, C, FakeSession, P, base_em, effect, em_after, make_paragraphs
 from helpers import notices, opened, screen_lines, shown, until
+from textual.geometry import Offset
+from textual.widgets import Static
 
 from memloc_core.errors import EngineDied, MemlocError
 from memloc_core.requests import Continue, ExactMatch, Perturb, Sweep, SweepScores, random_tokens
@@ -261,6 +263,27 @@ async def test_a_verified_sweep_says_what_its_exact_matches_rest_on(
         assert any("25% of the replacements were computed again" in text for text in notices(app))
         (asked,) = [r for r in session.asked if isinstance(r, Sweep)]
         assert asked.verified
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_every_key_waits_for_the_session_without_harm(
+    size: tuple[int, int], app: MemlocApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemlocApp, "reopen", lambda self: None)  # it never opens
+    async with app.run_test(size=size) as pilot:
+        for binding in (b for b in app.explorer.BINDINGS if b.id != "explorer.again"):
+            await pilot.press(binding.key.split(",")[0])
+            assert app.screen is app.explorer
+        assert not hasattr(app.explorer, "listing")
+
+
+async def test_a_click_where_something_has_just_gone_does_nothing(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(app.screen, "get_widget_and_offset_at", lambda x, y: (Static("gone"), Offset(0, 0)))
+            await pilot.click("#prefix", offset=(4, 1))
+        await until(pilot, lambda: app.explorer.study.trying)
 
 
 async def test_given_tokens_are_typed(app: MemlocApp, session: FakeSession) -> None:

@@ -58,3 +58,10 @@ async def test_what_is_pasted_waits_its_turn(app: MemlocApp) -> None:
         app.post_message(events.Key("enter", None).set_sender(app))
         app.post_message(events.Paste("dog").set_sender(app))
         await until(pilot, lambda: app.explorer.choosing.chooser.typed == "dog")
+
+
+async def test_keys_after_the_one_that_quits_are_dropped(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await burst(pilot, "q", *"wwww", "enter")
+    assert app.return_code == 0
