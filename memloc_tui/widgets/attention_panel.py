@@ -226,7 +226,7 @@ class AttentionPanel(LocalPanel):
 
     def _jump(self, message: RowList.Pointed) -> None:
         rows = message.rows
-        if isinstance(rows, LookedAt) and self.scene is not None:
+        if isinstance(rows, LookedAt) and self.scene is not None and not message.gone:
             position = rows.order[message.index]
             if position < self.scene.view.prefix_length:
                 self.post_message(self.Jump(position))

@@ -332,7 +332,7 @@ class FindingsPanel(LocalPanel):
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:
         message.stop()
         board = self.scene.board if self.scene is not None else None
-        if board is None:
+        if board is None or message.gone:
             return
         if isinstance(message.rows, ClaimList):
             finding = board.found.get(CLAIMS[message.index].name)

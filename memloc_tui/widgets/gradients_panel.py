@@ -299,15 +299,14 @@ class GradientsPanel(LocalPanel):
     def on_heatmap_moved(self, message: Heatmap.Moved) -> None:
         message.stop()
         self._name_cell()
-        if self.scene is not None and self.scene.setting(MAP) == "activations":
+        if self.scene is not None and self.scene.setting(MAP) == "activations" and not message.gone:
             self.post_message(self.Jump(message.column))
 
     def on_heatmap_chosen(self, message: Heatmap.Chosen) -> None:
         """A cell that belongs to a head chooses that head for the Attention tab."""
         message.stop()
         matrix = message.heatmap.matrix
-        assert matrix is not None
-        if self.scene is None:
+        if self.scene is None or matrix is None or message.gone:
             return
         if self.scene.setting(MAP) == "activations":
             self.post_message(self.ChoseHead(divmod(message.row, self.scene.model.heads)))
@@ -316,7 +315,7 @@ class GradientsPanel(LocalPanel):
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:
         message.stop()
-        if isinstance(message.rows, TopCells):
+        if isinstance(message.rows, TopCells) and not message.gone:
             self.query_one(Heatmap).move_to(*message.rows.cells[message.index])
 
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:

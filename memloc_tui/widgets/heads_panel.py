@@ -217,4 +217,5 @@ class HeadsPanel(LocalPanel):
 
     def on_heatmap_chosen(self, message: Heatmap.Chosen) -> None:
         message.stop()
-        self.post_message(self.ChoseHead((message.row, message.column)))
+        if not message.gone:
+            self.post_message(self.ChoseHead((message.row, message.column)))

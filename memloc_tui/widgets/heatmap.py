@@ -97,6 +97,12 @@ class Heatmap(ScrollView, can_focus=True):
             self.heatmap, self.row, self.column = heatmap, row, column
 
         @property
+        def gone(self) -> bool:
+            """The map has other cells since, and none here: whoever reads the message does nothing."""
+            matrix = self.heatmap.matrix
+            return matrix is None or not (self.row < matrix.values.shape[0] and self.column < matrix.values.shape[1])
+
+        @property
         def control(self) -> Heatmap:
             return self.heatmap
 

@@ -217,9 +217,14 @@ class PatchPanel(LocalPanel):
     def _token(scene: Scene, estimate: PatchScores, place: int) -> str:
         return token_name(scene, (*scene.view.prefix, *estimate.reference.tolist())[place])
 
+    def _estimate(self) -> PatchScores | None:
+        """What the map shows, None where it is not known (any more)."""
+        scene, known = self.scene, self.known
+        return known.result(scene.attribution()) if scene is not None and known is not None else None
+
     def _name_cell(self) -> None:
         heatmap, scene = self.query_one(Heatmap), self.scene
-        estimate: Any = self.known.result(scene.attribution()) if scene is not None and self.known else None
+        estimate = self._estimate()
         if heatmap.matrix is None or scene is None or estimate is None:
             return
         row, column = heatmap.cursor
@@ -248,20 +253,19 @@ class PatchPanel(LocalPanel):
     def on_heatmap_chosen(self, message: Heatmap.Chosen) -> None:
         """A head's cell chooses that head for the Attention tab, a position's goes to its token."""
         message.stop()
-        if self.scene is None or self.known is None:
+        if message.gone or (estimate := self._estimate()) is None:
             return
+        assert self.scene is not None
         if self._chosen(self.scene)[0] == "heads":
             self.post_message(self.ChoseHead((message.row, message.column)))
-        else:
-            first = self.known.result(self.scene.attribution()).first
-            if first + message.column < self.scene.view.prefix_length:
-                self.post_message(self.Jump(first + message.column))
+        elif estimate.first + message.column < self.scene.view.prefix_length:
+            self.post_message(self.Jump(estimate.first + message.column))
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:
         message.stop()
-        if isinstance(message.rows, Patches) and self.scene is not None and self.known is not None:
+        if isinstance(message.rows, Patches) and not message.gone and (estimate := self._estimate()) is not None:
+            assert self.scene is not None
             _, layer, place = message.rows.cells[message.index]
-            estimate = self.known.result(self.scene.attribution())
             site = self._chosen(self.scene)[0]
             self.query_one(Heatmap).move_to(layer, place if site == "heads" else place - estimate.first)
 

@@ -187,6 +187,8 @@ class PerturbPanel(Vertical):
 
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:
         message.stop()
+        if message.gone:
+            return
         if isinstance(message.rows, TrialList) and message.rows.view is not None:
             self.post_message(self.Apply(message.rows.view.trials[message.index].replacements))
         elif isinstance(message.rows, WorstList):
@@ -196,5 +198,5 @@ class PerturbPanel(Vertical):
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:
         message.stop()
-        if isinstance(message.rows, WorstList):
+        if isinstance(message.rows, WorstList) and not message.gone:
             self.post_message(self.Jump(message.rows.positions[message.index]))

@@ -75,6 +75,11 @@ class RowList(ScrollView, can_focus=True):
         def control(self) -> RowList:
             return self.rows
 
+        @property
+        def gone(self) -> bool:
+            """The list has other rows since, and none here: whoever reads the message does nothing."""
+            return not 0 <= self.index < self.rows.count
+
     class Moved(Pointed):
         """The cursor stands on another row."""
 

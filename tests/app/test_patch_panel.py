@@ -11,7 +11,9 @@ from scenes import HEADS, LAYERS, Answers, Host, make_scene, patches
 from memloc_core.requests import ActivationPatching, AttributionPatching
 from memloc_tui.figures import figure
 from memloc_tui.view import Score, Trial
+from memloc_tui.widgets.heatmap import Heatmap
 from memloc_tui.widgets.patch_panel import TOP, PatchPanel
+from memloc_tui.widgets.row_list import RowList
 
 FIRST = 12
 PLACES = P + C - 1 - FIRST
@@ -135,3 +137,22 @@ async def test_it_waits_and_fails_in_words() -> None:
         app.show()
         await pilot.pause()
         assert "Activation patching needs an adapter." in app.text("#patch-now")
+
+
+async def test_what_comes_late_from_the_map_or_the_list_does_nothing() -> None:
+    scene = perturbed_scene()
+    known = answered(scene)
+    app = Host(PatchPanel, scene, known)
+    async with app.run_test(size=(120, 18)) as pilot:
+        await pilot.pause()
+        heatmap, rows = app.panel.query_one(Heatmap), app.panel.query_one(RowList)
+        for kind in (Heatmap.Moved, Heatmap.Chosen):
+            heatmap.post_message(kind(heatmap, LAYERS, PLACES))
+        for shown in (RowList.Moved, RowList.Chosen):
+            rows.post_message(shown(rows, rows.count))
+        await pilot.pause()
+        known.results.clear()  # another paragraph came on screen since
+        heatmap.post_message(Heatmap.Chosen(heatmap, 0, 0))
+        rows.post_message(RowList.Moved(rows, 0))
+        await pilot.pause()
+    assert app.return_code in (None, 0)
