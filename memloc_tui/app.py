@@ -41,7 +41,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
 
     TITLE = "memloc"
     CSS_PATH = "memloc.tcss"
-    ALLOW_SELECT = False  # with the mouse: a click where something has just gone would end the program
+    ALLOW_SELECT = False  # Shift and the mouse select, as everywhere in a terminal
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS = [

@@ -10,7 +10,14 @@ from textual.screen import ModalScreen
 T = TypeVar("T")
 
 
-class LeavesOnce:
+class NotSelecting:
+    """Beside a screen: no text is looked for under a click, to select it. Where it has just gone Textual would fail."""
+
+    def get_widget_and_offset_at(self, x: int, y: int) -> tuple[None, None]:
+        return None, None
+
+
+class LeavesOnce(NotSelecting):
     """Beside a screen: a second Esc, typed before the first has closed it, would take the one below away as well."""
 
     _left = False

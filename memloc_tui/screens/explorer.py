@@ -18,6 +18,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from memloc_tui.glyphs import quoted, visible
+from memloc_tui.screens.dialog import NotSelecting
 from memloc_tui.widgets.continuation_pane import ContinuationPane
 from memloc_tui.widgets.one_line import Key, KeyLine, OneLine, TopLine
 from memloc_tui.widgets.panels import PANELS, Panel, build_panel, panel_type, tab_named
@@ -55,7 +56,7 @@ def binding(key: str, action: str, short: str, name: str, tooltip: str, **more: 
     return Binding(key, action, short, id=f"explorer.{name}", tooltip=tooltip, **more)
 
 
-class Explorer(Screen[None]):
+class Explorer(NotSelecting, Screen[None]):
     """See the module."""
 
     AUTO_FOCUS = "#prefix"

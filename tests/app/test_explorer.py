@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from fake import DOG, PIECES, C, FakeSession, P, base_em, effect, em_after, make_paragraphs
 from helpers import notices, opened, screen_lines, shown, until
-from textual.geometry import Offset
-from textual.widgets import Static
+from textual.dom import NoScreen
 
 from memloc_core.errors import EngineDied, MemlocError
 from memloc_core.requests import Continue, ExactMatch, Perturb, Sweep, SweepScores, random_tokens
@@ -280,10 +279,19 @@ async def test_every_key_waits_for_the_session_without_harm(
 async def test_a_click_where_something_has_just_gone_does_nothing(app: MemlocApp) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
+
+        def gone(x: int, y: int) -> None:
+            raise NoScreen("as a widget without a screen says when it is to draw its text")
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(app.screen, "get_widget_and_offset_at", lambda x, y: (Static("gone"), Offset(0, 0)))
+            patch.setattr(app.screen._compositor, "get_widget_and_offset_at", gone)
             await pilot.click("#prefix", offset=(4, 1))
-        await until(pilot, lambda: app.explorer.study.trying)
+            await until(pilot, lambda: app.explorer.study.trying)
+            await pilot.press("escape", "question_mark")
+            patch.setattr(app.screen._compositor, "get_widget_and_offset_at", gone)
+            await pilot.click(offset=(60, 10))
+            await pilot.press("escape")
+            assert app.screen is app.explorer
 
 
 async def test_given_tokens_are_typed(app: MemlocApp, session: FakeSession) -> None:

@@ -1,4 +1,7 @@
-"""The embedded model in the explorer: the list's exact matches, a sweep, a click, and keys while the engine works."""
+"""The embedded model in the explorer: the list's exact matches, a sweep, a click, and keys while the engine works.
+
+And a list of 100,000 paragraphs beside one of 700, and a session that is opened again with all of it in the cache.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,27 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from memloc_core.requests import Sweep
+import numpy as np
+
+from memloc_core.paragraphs import open_paragraphs
+from memloc_core.requests import OpenParagraphs, Sweep
 from memloc_tui import state
 from memloc_tui.catalogue import Catalogue
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
-from tests.benchmarks.common import report
-from tests.terminal import ESCAPE, HOME, LEFT, RIGHT, Terminal
+from tests.benchmarks.common import ratio, report
+from tests.terminal import DOWN, ESCAPE, HOME, LEFT, RIGHT, Terminal
 
+END = "\x1b[F"
 CLICKS, KEYS, SWEEPS = 15, 120, 15
+MANY, REOPENED = 100_000, 5
 
 
 async def engine_figures() -> dict[str, float]:
@@ -96,6 +105,81 @@ def key_waits(terminal: Terminal) -> list[float]:
     return sorted(waits)
 
 
+def marked(text: str) -> int:
+    """The line of the screen on which the list's current paragraph stands."""
+    return next((number for number, line in enumerate(text.split("\n")) if "▸" in line[:6]), -1)
+
+
+def list_figures(env: dict[str, str], name: str, source: str) -> dict[str, float]:
+    """Opening a list, and walking down it while the engine works."""
+    path = state.state_file("demo", source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"version": state.VERSION, "sort": "file", "draws": 99}))
+    command = [sys.executable, "-m", "memloc_tui", "--no-cache", "--paragraphs", source]
+    with Terminal(command, env=env) as terminal:
+        while marked(terminal.text) < 0:
+            assert time.perf_counter() - terminal.started < 60, terminal.text
+            terminal.pump(0.5)
+        opened = time.perf_counter() - terminal.started
+        terminal.until(lambda text: re.search(r"EM [\d,]+/\d|EM \d+ of", text), 120)
+        if name == "700":  # they are soon scored; the engine shall be at work in both lists
+            terminal.until(lambda text: "ready" in text and "EM 0/" not in text, 120)
+            terminal.settle(1.0)
+            terminal.type("w")
+            terminal.until("sweep", 30)
+        terminal.type("1")
+        waits = []
+        for number in range(KEYS):
+            if number % 20 == 0:
+                terminal.type(HOME)
+                terminal.settle(0.3, 2.0)
+            line = marked(terminal.text)
+            waits.append(timed(terminal, lambda: terminal.type(DOWN), lambda text: marked(text) == line + 1))  # noqa: B023
+            time.sleep(0.01)
+        end = timed(terminal, lambda: terminal.type(END), lambda text: marked(text) > line + 1)
+    waits.sort()
+    return {
+        f"list of {name} on screen, seconds from the start": opened,
+        f"down a list of {name}, engine busy, median ms": statistics.median(waits),
+        f"down a list of {name}, engine busy, p99 ms": waits[int(0.99 * KEYS)],
+        f"to the end of a list of {name}, ms": end,
+    }
+
+
+def many(folder: Path) -> str:
+    """A file of 100,000 different paragraphs like the embedded ones."""
+    rows = open_paragraphs(OpenParagraphs("demo", "demo")).tokens
+    tokens = np.tile(rows, (-(-MANY // len(rows)), 1))[:MANY]
+    rng = np.random.default_rng(0)
+    for place in (20, 70):
+        tokens[:, place] = rng.integers(0, 3000, MANY)
+    np.save(folder / "many.npy", tokens)
+    return str(folder / "many.npy")
+
+
+def reopen_figures(folder: Path) -> dict[str, float]:
+    """From the start until every exact match of the last session is on screen, beside the first line on it."""
+    env = {"MEMLOC_STATE_DIR": str(folder / "again"), "MEMLOC_CACHE_DIR": str(folder / "cache")}
+    command = [str(Path(sys.executable).with_name("memloc-tui"))]
+    subprocess.run([*command, "list", "--json"], env=os.environ | env, check=True, capture_output=True)
+    taken: dict[str, list[float]] = {"first": [], "all": []}
+    for turn in range(REOPENED + 1):
+        with Terminal(command, env=env) as terminal:
+            for what, seen in (("first", "memloc"), ("all", r"\d+ mem · \d+ part · \d+ non")):
+                while not re.search(seen, terminal.text):
+                    assert time.perf_counter() - terminal.started < 60, terminal.text
+                    terminal.pump(0.5)
+                if turn:
+                    taken[what].append(time.perf_counter() - terminal.started)
+            terminal.until(lambda text: "EM 50" in title(text), 60)
+            terminal.type("q")
+            terminal.wait_exit(30)
+    return {
+        "reopened: every exact match on screen, seconds": statistics.median(taken["all"]),
+        "reopened: every exact match on screen / first line": ratio(taken, "all", "first"),
+    }
+
+
 def main() -> None:
     figures = asyncio.run(engine_figures())
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +198,14 @@ def main() -> None:
             terminal.until("sweep", 30)
             busy = key_waits(terminal)
             assert re.search(r"sweep \d+%", terminal.text), "the sweep ended before the keys did"
+        there = Path(folder)
+        env = {"MEMLOC_STATE_DIR": folder}
+        for name, source in (("700", "demo"), ("100,000", many(there))):
+            figures |= list_figures(env, name, source)
+        figures |= reopen_figures(there)
+    small, large = (figures[f"down a list of {name}, engine busy, median ms"] for name in ("700", "100,000"))
     figures |= {
+        "down a list of 100,000 / of 700, medians": large / small,
         "key to paint idle, median ms": statistics.median(idle),
         "key to paint busy, median ms": statistics.median(busy),
         "key to paint idle, p99 ms": idle[int(0.99 * KEYS)],
@@ -126,6 +217,7 @@ def main() -> None:
         "sweep of 50 positions, median ms": ("<=", 150.0),
         "click to new EM on screen, median ms": ("<=", 60.0),
         "key to paint, p99 busy / p99 idle": ("<=", 3.0),
+        "down a list of 100,000 / of 700, medians": ("<=", 1.5),
     }
     report("explorer on the embedded model", figures, goals)
 

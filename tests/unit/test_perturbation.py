@@ -13,7 +13,7 @@ import torch
 from memloc_core.analyses import perturbation
 from memloc_core.bfloat16 import Bfloat16Pass
 from memloc_core.errors import UsageError
-from memloc_core.requests import Alternatives, Continue, ExactMatch, Perturb, Sweep, random_tokens
+from memloc_core.requests import Alternatives, Continue, Perturb, Sweep, random_tokens
 from tests.conftest import result
 from tests.unit.families import paragraphs, tiny
 
@@ -130,9 +130,7 @@ def test_a_pass_in_bfloat16_is_near_and_ends_with_the_exact_model_also_after_a_f
 
 
 def test_what_is_hardly_recited_is_computed_exactly_at_once(demo, demo_paragraphs, monkeypatch):
-    em = result(demo, ExactMatch(tuple(map(tuple, demo_paragraphs.tokens.tolist())))).em
-    paragraph = tuple(demo_paragraphs.tokens[int(em.argmin())].tolist())
-    request = Sweep(paragraph, reference="own")
+    request = Sweep(demo_paragraphs.row(int(demo_paragraphs.repetitions.argmin())), reference="own")
     monkeypatch.setattr(perturbation, "_SAFETY", 1e4)  # whatever the margins, they are within the bound
     passes = []
     hook = demo.model.base_model.register_forward_pre_hook(lambda *_: passes.append(torch.is_autocast_enabled("cpu")))
