@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
 from textual import constants
@@ -20,6 +20,8 @@ from memloc_tui.typing_ahead import TypingAhead
 from memloc_tui.widgets.panels import PANELS, panel_type
 
 if TYPE_CHECKING:
+    from textual.dom import DOMNode
+
     from memloc_core.errors import EngineDied
     from memloc_tui.config import Config
     from memloc_tui.session import Session
@@ -279,6 +281,10 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every binding of the app and of the explorer, by what it does."""
+
+        def does(action: str, node: DOMNode) -> Callable[[], None]:
+            return lambda: self.call_next(self.run_action, action, node)  # unless `check_action` says no
+
         for source, node in ((MemlocApp, self), (Explorer, self.explorer)):
             for binding in source.BINDINGS:
                 assert isinstance(binding, Binding)
@@ -286,7 +292,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
                     yield SystemCommand(
                         binding.tooltip,
                         f"key {self.key_shown(binding)}",
-                        lambda action=binding.action, node=node: self.call_next(self.run_action, action, node),
+                        does(binding.action, node),
                     )
         for tab in PANELS:
             for binding in panel_type(tab).__dict__.get("BINDINGS", ()):
@@ -294,8 +300,8 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
                 yield SystemCommand(
                     binding.tooltip,
                     f"key {self.key_shown(binding)} in the {tab.title} tab",
-                    lambda tab=tab, id=binding.id: self.explorer.action_panel_key(tab.name, id),
+                    does(f"panel_key('{tab.name}','{binding.id}')", self.explorer),
                 )
-        tour = self.explorer.action_begin_tour
-        yield SystemCommand("Take the tour", "Five things to see on the embedded model", tour)
+        tour = "Five things to see on the embedded model"
+        yield SystemCommand("Take the tour", tour, does("begin_tour", self.explorer))
         yield SystemCommand("Change the theme", "Colours of the whole program", self.action_change_theme)

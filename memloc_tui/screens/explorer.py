@@ -646,6 +646,7 @@ def panel_keys(focused: Widget) -> list[Key]:
 
 
 ACTIONS = {b.action.partition("(")[0] for b in Explorer.BINDINGS if isinstance(b, Binding)}
+ACTIONS |= {"panel_key", "chooser_key", "begin_tour"}  # of the line of keys and of the palette
 FLIP: list[Key] = [("E", "original/edited", "screen.flip")]
 QUIT: list[Key] = [("q", "quit", "app.leave")]
 GENERAL: list[Key] = [

@@ -265,7 +265,7 @@ async def test_a_verified_sweep_says_what_its_exact_matches_rest_on(
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
-async def test_every_key_waits_for_the_session_without_harm(
+async def test_every_key_and_command_waits_for_the_session_without_harm(
     size: tuple[int, int], app: MemlocApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MemlocApp, "reopen", lambda self: None)  # it never opens
@@ -273,6 +273,12 @@ async def test_every_key_waits_for_the_session_without_harm(
         for binding in (b for b in app.explorer.BINDINGS if b.id != "explorer.again"):
             await pilot.press(binding.key.split(",")[0])
             assert app.screen is app.explorer
+        for command in app.get_system_commands(app.screen):
+            if "quit" not in command.title.lower():
+                command.callback()
+                await pilot.pause()
+                await pilot.press("escape")
+        assert app.screen is app.explorer
         assert not hasattr(app.explorer, "listing")
 
 
