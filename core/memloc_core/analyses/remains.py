@@ -22,6 +22,7 @@ from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel, PeakMemory
 from memloc_core.requests import MeasureRemains, Progress, Remains
 from memloc_core.unlearning.watching import GREEDY_ROWS, longest_run, repetition
+from memloc_core.unlearning.weights import Adam
 
 if TYPE_CHECKING:
     from memloc_core.requests import Floats, Ints
@@ -207,7 +208,7 @@ def _relearned(
     try:
         # In fp32 whatever the model's precision is: bf16 would round most of a small step away.
         own = [parameter.detach().float().clone() for parameter in parameters]
-        adam = torch.optim.Adam(own, lr=request.relearn_rate)
+        adam = [Adam(tensor, request.relearn_rate) for tensor in own]
         for step in range(steps):
             if len(order) < batch:  # every row once before any comes again
                 order = torch.randperm(len(other), generator=generator)
@@ -221,10 +222,8 @@ def _relearned(
                         f"Training on other text came to a loss of {loss} at step {step + 1}; "
                         f"a rate below {request.relearn_rate:g} is needed."
                     )
-                for tensor, gradient in zip(own, gradients, strict=True):
-                    tensor.grad = gradient.float()
-                adam.step()
-                adam.zero_grad()
+                for i, gradient in enumerate(gradients):
+                    own[i] = adam[i].step(own[i], gradient.float())
                 standing = [(q, tensor.to(q.dtype)) for q, tensor in zip(parameters, own, strict=True)]
                 with _standing_in(standing):
                     matched = _matched(lm, rows, request.prefix_length)

@@ -22,6 +22,7 @@ from torch import Tensor
 from memloc_core.architectures import Matrix
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
+from memloc_core.model_library import compiler_held_back
 from memloc_core.unlearning.objectives import Rows
 from memloc_core.unlearning.weights import Masked, MaskedWeights, Named, matrices
 
@@ -134,7 +135,8 @@ def _fitted(positive: Tensor, resting: Sequence[Tensor], offset: Tensor) -> Tens
     mine = F.one_hot(position, m).to(positive)  # [c, m]
     mine = mine / (mine.sum(0) * positive.shape[0] * positive.shape[1])
     keys = torch.zeros(m, w, device=positive.device, requires_grad=True)
-    search = torch.optim.LBFGS([keys], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    with compiler_held_back():  # for which torch's optimizers ask
+        search = torch.optim.LBFGS([keys], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()
@@ -147,7 +149,8 @@ def _fitted(positive: Tensor, resting: Sequence[Tensor], offset: Tensor) -> Tens
             total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    search.step(loss)  # type: ignore[no-untyped-call]
+    with compiler_held_back():
+        search.step(loss)  # type: ignore[no-untyped-call]
     return keys.detach()
 
 
