@@ -24,7 +24,7 @@ from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import Answer, Request, Tokens
 from memloc_tui.catalogue import CHUNK, Catalogue
 from memloc_tui.files import check_can_be_written, write_whole
-from memloc_tui.glyphs import visible
+from memloc_tui.glyphs import escaped, visible
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
 
@@ -253,9 +253,9 @@ def print_json(value: Any) -> None:
 
 def _json(value: Any, encoding: str) -> str:
     """One line of JSON that this encoding can write: text as it is, or escaped where it has no bytes for it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False)
+        return escaped(json.dumps(value, allow_nan=False))
     return text

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from memloc_core import hub, sources
 from memloc_core.errors import MemlocError, UsageError
 from memloc_tui.files import write_whole
-from memloc_tui.glyphs import visible
+from memloc_tui.glyphs import escaped, visible
 from memloc_tui.settings import Settings
 
 _CHUNK = 1 << 18
@@ -93,7 +93,7 @@ def download(settings: Settings, source: str, as_json: bool, data: bool = False)
             "commit": offer.commit,
             "folder": str(folder),
         }
-        click.echo(json.dumps(about | {"files": [file.name for file in offer.files], "bytes": total}))
+        click.echo(escaped(json.dumps(about | {"files": [file.name for file in offer.files], "bytes": total})))
     else:
         again = f" --revision {settings.revision}" if settings.revision else ""
         click.echo(f"{name} at {offer.commit[:10]}: {len(offer.files)} files, {_megabytes(total)}, in {folder}")

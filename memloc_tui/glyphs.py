@@ -6,12 +6,14 @@ terminal. Everything that came from a model, a tokenizer or a file goes through 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from unicodedata import category
 
 from rich.cells import cell_len, set_cell_size
 
 _NEVER_DRAWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_NOT_PLAIN = re.compile("[^\t\n\r -~]")
 _SELECTORS = frozenset(map(chr, (0x180B, 0x180C, 0x180D, 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 
 
@@ -48,6 +50,20 @@ def visible(text: str) -> str:
     if shown and category(shown[0])[0] == "M":
         return "◌" + shown  # a combining mark would otherwise land on the cell before it
     return shown
+
+
+def escaped(document: str) -> str:
+    """A JSON document with every character that must not reach a terminal as JSON's own escape: it says the same."""
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return _NOT_PLAIN.sub(lambda found: _escape(found[0]), document)
+
+
+def _escape(char: str) -> str:
+    if category(char) not in _NEVER_DRAWN:
+        return char
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def piece_text(piece: bytes, token: int = -1) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from memloc_core.errors import MemlocError
 from memloc_tui.console import Asker, Out, Selection, print_json, run
 from memloc_tui.files import write_whole
+from memloc_tui.glyphs import escaped
 from memloc_tui.reports import as_html, as_markdown, as_terminal, content
 from memloc_tui.reports.document import Document
 from memloc_tui.settings import Settings
@@ -86,7 +87,7 @@ def written(document: Document, form: str) -> str:
         "terminal": _plain,
         "md": as_markdown.write,
         "html": as_html.write,
-        "json": lambda d: json.dumps(d.data, ensure_ascii=True, allow_nan=False) + "\n",
+        "json": lambda d: escaped(json.dumps(d.data, allow_nan=False)) + "\n",
     }
     return forms[form](document)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from unicodedata import category
 
 from hypothesis import given, strategies as st
@@ -10,7 +11,7 @@ from rich.segment import Segment
 from textual.strip import Strip
 from wcwidth import wcwidth
 
-from memloc_tui.glyphs import bar, fit, glyph, piece_text, visible
+from memloc_tui.glyphs import bar, escaped, fit, glyph, piece_text, visible
 
 FORBIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 SELECTORS = [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
@@ -62,3 +63,12 @@ def test_bars_fill_their_room(share: float, width: int) -> None:
     drawn = bar(share, width)
     assert len(drawn) == width
     assert (drawn == "█" * width) == (share >= 1 - 1 / (16 * width))
+
+
+@given(st.text(st.characters(exclude_categories=())), st.booleans())
+def test_json_says_the_same_without_a_character_that_a_terminal_would_obey(text: str, ascii: bool) -> None:
+    document = {text: [text, 1, None], "attack": "\x1b]0;pwned\x07\x9b31m\u202e\x7f\U000e0041é漢"}
+    plain = escaped(json.dumps(document, ensure_ascii=ascii, indent=1))
+    assert json.loads(plain) == document
+    assert not [c for c in plain if c != "\n" and category(c) in FORBIDDEN]
+    assert ascii or "é漢" in plain
