@@ -1,4 +1,4 @@
-"""The command palette: Textual's, without four ways in which a key or a click too early ends the program."""
+"""The command palette: Textual's, without five ways in which a key or a click too early ends the program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from textual import command, events, work
 from textual.css.query import NoMatches
+from textual.errors import NoWidget
 
 from memloc_tui.screens.dialog import LeavesOnce
 
@@ -28,6 +29,12 @@ class Palette(LeavesOnce, command.CommandPalette):
     async def _gather_commands(self, search_value: str) -> None:
         with suppress(NoMatches):  # it has been left before all hits were there
             await command.CommandPalette._gather_commands.__wrapped__(self, search_value)  # type: ignore[attr-defined]
+
+    def _on_click(self, event: events.Click) -> None:
+        try:
+            self.get_widget_at(event.screen_x, event.screen_y)
+        except NoWidget:  # the terminal is smaller since
+            event.prevent_default()
 
     def _action_command_list(self, action: str) -> None:
         if self.query_one(Commands).size.area:  # a page key fails in a list that has not been laid out

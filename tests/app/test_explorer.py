@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake import DOG, PIECES, C, FakeSession, P, base_em, effect, em_after, make_paragraphs
 from helpers import notices, opened, screen_lines, shown, until
+from textual import events
 from textual.dom import NoScreen
 
 from memloc_core.errors import EngineDied, MemlocError
@@ -298,6 +299,16 @@ async def test_a_click_where_something_has_just_gone_does_nothing(app: MemlocApp
             await pilot.click(offset=(60, 10))
             await pilot.press("escape")
             assert app.screen is app.explorer
+
+
+async def test_a_click_that_comes_after_the_terminal_has_shrunk_does_nothing_in_the_palette(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("ctrl+p")
+        app.screen.post_message(events.Click(app.screen, 0, 0, 0, 0, 1, False, False, False, 500, 500))
+        await pilot.pause()
+        await pilot.press("escape")
+        assert app.screen is app.explorer
 
 
 async def test_given_tokens_are_typed(app: MemlocApp, session: FakeSession) -> None:
