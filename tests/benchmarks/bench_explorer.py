@@ -117,7 +117,7 @@ def list_figures(env: dict[str, str], name: str, source: str) -> dict[str, float
     path.write_text(json.dumps({"version": state.VERSION, "sort": "file", "draws": 99}))
     command = [sys.executable, "-m", "memloc_tui", "--no-cache", "--paragraphs", source]
     with Terminal(command, env=env) as terminal:
-        while marked(terminal.text) < 0:
+        while not re.search(r"│ *[0-9a-f]{5} ", terminal.text):
             assert time.perf_counter() - terminal.started < 60, terminal.text
             terminal.pump(0.5)
         opened = time.perf_counter() - terminal.started
@@ -127,7 +127,8 @@ def list_figures(env: dict[str, str], name: str, source: str) -> dict[str, float
             terminal.settle(1.0)
             terminal.type("w")
             terminal.until("sweep", 30)
-        terminal.type("1")
+        terminal.type("1" + DOWN)
+        terminal.settle(0.3, 2.0)
         waits = []
         for number in range(KEYS):
             if number % 20 == 0:
