@@ -55,10 +55,11 @@ ODD = (
 class Line:
     """A real worker, the frames it is sent, and those that come back."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        """`folder`: where the worker runs, since an export may be asked for anywhere."""
         command = [sys.executable, "-P", "-m", "memloc_core.worker", str(os.getpid())]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0)
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, bufsize=0, cwd=folder)
         assert self.process.stdout
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.process.stdout, selectors.EVENT_READ)
@@ -114,8 +115,8 @@ class Line:
 
 
 @pytest.fixture
-def line() -> Iterator[Line]:
-    made = Line()
+def line(tmp_path: Path) -> Iterator[Line]:
+    made = Line(tmp_path)
     yield made
     made.close()
 
