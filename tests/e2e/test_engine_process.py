@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -622,3 +624,38 @@ def test_the_engine_dies_with_an_explorer_that_is_killed(tiny_checkpoint, files)
     finally:
         parent.kill()
         parent.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_free_memory_goes_back_to_the_system():
+    program = """
+        import gc, os
+        from pathlib import Path
+        from memloc_core.worker import _give_back_memory
+
+        def held():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        blocks = [b"x" * 100_000 for _ in range(2000)]  # from the heap; the last one keeps its end where it is
+        del blocks[:-1]
+        before = held()
+        _give_back_memory()
+        assert held() < before - 100_000_000, (before, held())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_without_work_gives_its_memory_back_once_and_still_hears_what_comes(monkeypatch):
+    from memloc_core import worker
+
+    given = []
+    monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "_give_back_memory", lambda: given.append(True))
+    idle = worker.Worker(io.BytesIO(), io.BytesIO())
+    threading.Timer(0.2, idle._inbox.put, [(7, True)]).start()
+    assert idle._next() == (7, True)
+    assert given == [True]
+    idle._inbox.put((8, None))
+    assert idle._next() == (8, None)
+    assert given == [True]
