@@ -27,6 +27,11 @@ class TypingAhead(App[None], inherit_bindings=False):
         self._ahead: deque[events.Key | events.Paste] = deque()
         self._turn: asyncio.Task[None] | None = None
 
+    @property
+    def typing(self) -> bool:
+        """Whether a key is still being carried out, or waits to be."""
+        return self._turn is not None or bool(self._ahead)
+
     async def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
             self._ahead.append(event)
