@@ -60,7 +60,7 @@ def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, Sw
     if request.verified and lm.info.dtype != "float32":
         raise UsageError(f"A verified sweep is held against float32, and {lm.info.name} is open in {lm.info.dtype}.")
     sweep = _Swept(lm, request)
-    yield from _verified(sweep) if request.verified else sweep.told(sweep.through(sweep.exact == 0))
+    yield from _verified(sweep) if request.verified else sweep.told(sweep.through(~sweep.exact))
     return sweep.so_far()
 
 
@@ -77,10 +77,8 @@ class _Swept:
             self.targets = self.clean[None, self.p :].to(lm.device)
             self.cache = lm.new_cache() if lm.reuses_prefix else None  # of the whole clean row
             found = lm.token_scores(lm.hidden(self.clean[None, :-1], self.cache)[:, -self.c :], self.targets)
-        self.clean_margins, self.clean_margin = (
-            found.margin[0].cpu().numpy(),
-            float(found.deciding_margin(self.targets)),
-        )
+        self.clean_margins = found.margin[0].cpu().numpy()
+        self.clean_margin = float(found.deciding_margin(self.targets))  # what its exact match hangs on
         self.em_before = int(found.exact_match(self.targets))
         n = self.p * self.draws
         self.em = np.full(n, -1, np.int64)
