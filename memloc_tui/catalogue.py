@@ -6,7 +6,7 @@ Nothing here draws. Numpy is imported inside: the first frame comes before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -183,6 +183,17 @@ class Catalogue:
         return Sweep(p.row(row), strategy, draws, seed, tokens, p.prefix_length, own, verified)
 
     # -------------------------------------------------------------------------------------------------------- text
+
+    def rows_of(self, paragraphs: Sequence[Tokens]) -> tuple[int, ...]:
+        """The rows of these paragraphs, as far as they are in the set."""
+        import numpy as np
+
+        tokens = self.paragraphs.tokens
+        rows: list[int] = []
+        for paragraph in paragraphs:
+            if len(paragraph) == tokens.shape[1]:
+                rows += np.flatnonzero((tokens == np.array(paragraph)).all(1))[:1].tolist()
+        return tuple(rows)
 
     def text(self, row: int) -> str:
         """The paragraph's raw text: only for searching and copying, never for the screen."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 _NAMED_BY = 16  # hex digits of the fingerprint in a stored file's name
 SHORT = 8  # hex digits that people see
+_RUNS_READ = 200  # at most, the newest
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,21 @@ def open_edit(name: str | Path) -> Answer[Any]:
     from memloc_core import edit_files
 
     return edit_files.read_edit(find(str(name)))
+
+
+def runs_of(base: str) -> list[tuple[Path, Answer[Any] | None, str]]:
+    """The stored runs of the weights `base`, oldest first: each read whole, or why it cannot be."""
+    found: list[tuple[Path, Answer[Any] | None, str]] = []
+    for kept in stored()[:_RUNS_READ]:
+        if kept.summary is not None and kept.summary.base != base:
+            continue
+        try:
+            if kept.summary is None:
+                raise MemlocError(kept.problem)
+            found.append((kept.path, open_edit(kept.path), ""))
+        except MemlocError as error:
+            found.append((kept.path, None, str(error)))
+    return found[::-1]
 
 
 def active(name: str | Path) -> ActiveEdit:

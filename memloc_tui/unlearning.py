@@ -259,12 +259,21 @@ async def typed_alternative(
 # ------------------------------------------------------------------------------------------------ what a run has done
 
 
-def kept_so_far(request: Unlearn, partial: Unlearning, model: ModelInfo, edits: Sequence[str] = ()) -> Answer[Any]:
+def kept_so_far(
+    request: Unlearn,
+    partial: Unlearning,
+    model: ModelInfo,
+    edits: Sequence[str] = (),
+    reason: str = "",
+    seconds: float = math.nan,
+) -> Answer[Any]:
     """The answer of a run that was stopped here: its best step so far, as a file can keep it."""
     taken = len(partial.loss)
-    reason = f"stopped after {taken} step{'s' * (taken != 1)}; the best one so far, step {partial.best}, was kept"
+    reason = (
+        reason or f"stopped after {taken} step{'s' * (taken != 1)}; the best one so far, step {partial.best}, was kept"
+    )
     provenance = Provenance(
-        model.name, model.fingerprint, ",".join(edits), model.dtype, model.device, model.attention, float("nan")
+        model.name, model.fingerprint, ",".join(edits), model.dtype, model.device, model.attention, seconds
     )
     return Answer(request, replace(partial, stopped="cancelled", reason=reason), provenance)
 

@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from memloc_tui.app import MemlocApp
     from memloc_tui.screens.asking import Asking
     from memloc_tui.screens.choosing import Choosing
+    from memloc_tui.screens.editing import Editing
     from memloc_tui.screens.finding import Finds
     from memloc_tui.screens.listing import Listing
     from memloc_tui.screens.locating import Locating
     from memloc_tui.screens.study import Study
     from memloc_tui.screens.sweeping import Sweeping
     from memloc_tui.screens.touring import Touring
-    from memloc_tui.screens.unlearning import Editing
+    from memloc_tui.screens.unlearning import UnlearnRuns
     from memloc_tui.view import Overlay, Replacements
     from memloc_tui.widgets.chooser import Chooser
     from memloc_tui.widgets.findings_panel import FindingsPanel
@@ -112,6 +113,7 @@ class Explorer(NotSelecting, Screen[None]):
         self.choosing: Choosing
         self.locating: Locating
         self.editing: Editing
+        self.unlearning: UnlearnRuns
         self.finds: Finds
         self.touring: Touring
 
@@ -148,7 +150,7 @@ class Explorer(NotSelecting, Screen[None]):
 
     def on_unmount(self) -> None:
         if self.study is not None:
-            self.editing.leave()
+            self.unlearning.leave()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Before the paragraphs are there, a key that needs them does nothing."""
@@ -162,11 +164,12 @@ class Explorer(NotSelecting, Screen[None]):
         """After the first frame: the parts that hold data."""
         from memloc_tui.screens.asking import Asking
         from memloc_tui.screens.choosing import Choosing
+        from memloc_tui.screens.editing import Editing
         from memloc_tui.screens.finding import Finds
         from memloc_tui.screens.locating import Locating
         from memloc_tui.screens.sweeping import Sweeping
         from memloc_tui.screens.touring import Touring
-        from memloc_tui.screens.unlearning import Editing
+        from memloc_tui.screens.unlearning import UnlearnRuns
         from memloc_tui.widgets.chooser import Chooser
 
         chooser = Chooser(id="chooser")
@@ -177,7 +180,7 @@ class Explorer(NotSelecting, Screen[None]):
         self.name_tabs()
         self.asking, self.sweeping, self.choosing = Asking(self), Sweeping(self), Choosing(self, chooser)
         self.locating, self.editing, self.finds = Locating(self), Editing(self), Finds(self)
-        self.touring = Touring(self)
+        self.unlearning, self.touring = UnlearnRuns(self), Touring(self)
         self.list.moved = self._follow_list
         if self.memloc.wants_tour:
             await self.touring.begin()
@@ -191,6 +194,7 @@ class Explorer(NotSelecting, Screen[None]):
             model = session.model
             self.top.show_model(visible(f"{model.name} · {model.device} · {model.dtype}"))
             if part == "model":
+                self.unlearning.opened()
                 self.editing.opened()
         if session.vocabulary is None or session.paragraphs is None:
             return
@@ -357,7 +361,7 @@ class Explorer(NotSelecting, Screen[None]):
         self.finds.open_row(message.row)
 
     def on_unlearn_panel_wants(self, message: UnlearnPanel.Wants) -> None:
-        self.editing.wanted(message)
+        self.unlearning.wanted(message)
 
     def on_filter_line_typed(self, message: Any) -> None:
         self.listing.typed(message.text)
@@ -426,10 +430,10 @@ class Explorer(NotSelecting, Screen[None]):
         cast("UnlearnPanel", self.panel).action_new()
 
     def action_mark(self) -> None:
-        self.editing.mark_paragraph()
+        self.unlearning.planning.mark_paragraph()
 
     def action_unmark(self) -> None:
-        self.editing.unmark()
+        self.unlearning.planning.unmark()
 
     def action_flip(self) -> None:
         self.editing.flip()
@@ -498,7 +502,7 @@ class Explorer(NotSelecting, Screen[None]):
             self.choosing.done(keep=False)
         elif self._close_drawer():
             self.set_focus(self.prefix)
-        elif self._tab == "unlearn" and self.editing.stop():
+        elif self._tab == "unlearn" and self.unlearning.stop():
             pass  # it says itself what became of the run
         elif self.busy:
             self.sweeping.stop()
@@ -512,7 +516,7 @@ class Explorer(NotSelecting, Screen[None]):
     def running(self) -> bool:
         """Whether a job of the person's is running: quitting asks first."""
         jobs = self.study is not None and (self.sweeping.running or self.locating.inquiry.long)
-        return jobs or (self.study is not None and (self.editing.running or self.finds.running))
+        return jobs or (self.study is not None and (self.unlearning.running or self.finds.running))
 
     @property
     def busy(self) -> bool:

@@ -60,7 +60,7 @@ class Locating:
         if study is None or model is None or self._study is not study or self._samples is None:
             return None
         head = (resume.head[0], resume.head[1])
-        runs = self.explorer.editing.seen() if resume.tab == "unlearn" else None
+        runs = self.explorer.unlearning.seen() if resume.tab == "unlearn" else None
         board = self.explorer.finds.seen() if resume.tab == "findings" else None
         return Scene(view, study.catalogue, model, self._samples, head, study.ablated, resume.switches, runs, board)
 

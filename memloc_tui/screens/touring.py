@@ -144,7 +144,7 @@ class Touring:
     @property
     def _runs(self) -> tuple[Run, ...]:
         study = self.explorer.study
-        return self.explorer.editing.seen().runs if study is not None and study.current >= 0 else ()
+        return self.explorer.unlearning.seen().runs if study is not None and study.current >= 0 else ()
 
     def recites(self) -> str:
         study = self.explorer.study

@@ -21,7 +21,7 @@ from memloc_core.requests import MASKS, Answer, Edited, EstimateRun, ExactMatch,
 from memloc_tui import edits, runs, state
 from memloc_tui.app import MemlocApp
 from memloc_tui.runs import Run, checks, filled, options, points, verdict
-from memloc_tui.screens.unlearning import spelled
+from memloc_tui.screens.planning import spelled
 from memloc_tui.settings import Settings
 from memloc_tui.widgets.curves import heights, plot
 from memloc_tui.widgets.run_form import RunForm
@@ -55,8 +55,8 @@ async def form(pilot: Pilot[Any]) -> None:
 
 async def done(pilot: Pilot[Any]) -> None:
     """No run goes on, and the newest one has what it left."""
-    editing = app_of(pilot).explorer.editing
-    await until(pilot, lambda: not editing.running and editing.seen().runs and not editing.measuring)
+    runs = app_of(pilot).explorer.unlearning
+    await until(pilot, lambda: not runs.running and runs.seen().runs and not runs.measuring.running)
     await pilot.pause()
 
 
@@ -219,7 +219,7 @@ async def test_a_run_is_watched_paused_and_ends_with_its_edit_kept_and_measured(
         for _ in range(20):
             session.ticks.put_nowait(None)
         await done(pilot)
-        run = app.explorer.editing.seen().runs[0]
+        run = app.explorer.unlearning.seen().runs[0]
         assert (run.best, run.state, run.on) == (9, "done", True)  # EM 50 - 9 * 5 = 5 meets the goal
         assert any(f"Kept as edit {run.name}" in said for said in notices(app))
         kept_answer = edits.open_edit(run.file)
@@ -236,12 +236,38 @@ async def test_esc_in_the_tab_stops_a_run_and_keeps_its_best_step(app: MemlocApp
             session.ticks.put_nowait(None)
         await until(pilot, lambda: "50.0 → 35.0" in shown(app, "#run-curves"))
         await pilot.press("escape")
-        await until(pilot, lambda: not app.explorer.editing.running)
-        run = app.explorer.editing.seen().runs[0]
+        await until(pilot, lambda: not app.explorer.unlearning.running)
+        run = app.explorer.unlearning.seen().runs[0]
         assert (run.result.stopped, run.best) == ("cancelled", 3)
         assert any("Cancelled after step 3 of 100. Its best step, 3, is kept" in said for said in notices(app))
         assert np.array_equal(edits.open_edit(run.file).result.edit.new, make_result(run.request, 3).edit.new)
         assert "unlearn" not in screen_lines(app)[0]
+
+
+async def test_what_a_run_writes_as_it_goes_takes_no_edit_of_an_earlier_one_away(
+    app: MemlocApp, session: RunSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run once more passes through the step at which the first was stopped, and is there the same edit."""
+    session.ticks = asyncio.Queue()
+    async with app.run_test(size=WIDE) as pilot:
+        await form(pilot)
+        await pilot.press("enter")
+        for _ in range(4):
+            session.ticks.put_nowait(None)
+        await until(pilot, lambda: "50.0 → 35.0" in shown(app, "#run-curves"))
+        await pilot.press("escape")
+        await done(pilot)
+        (kept,) = edits.stored()
+        monkeypatch.setattr("memloc_tui.screens.unlearning.SAVE_EVERY", 0.0)
+        await pilot.press("x", "enter")
+        for steps in range(1, 7):
+            session.ticks.put_nowait(None)
+            await until(pilot, lambda steps=steps: app.explorer.unlearning.seen().runs[0].steps == steps - 1)
+        assert len(edits.stored()) == 2  # the first run's edit, and what the second has come to
+        await pilot.press("escape")
+        await done(pilot)
+        assert kept.path in {one.path for one in edits.stored()}
+        assert len(edits.stored()) == 2
 
 
 async def test_esc_elsewhere_does_not_stop_a_run(app: MemlocApp, session: RunSession) -> None:
@@ -249,13 +275,13 @@ async def test_esc_elsewhere_does_not_stop_a_run(app: MemlocApp, session: RunSes
     async with app.run_test(size=WIDE) as pilot:
         await form(pilot)
         await pilot.press("enter")
-        await until(pilot, lambda: app.explorer.editing.running)
+        await until(pilot, lambda: app.explorer.unlearning.running)
         await pilot.press("4", "escape")
-        assert app.explorer.editing.running
+        assert app.explorer.unlearning.running
         await pilot.press("q")
         await until(pilot, lambda: any("A run is going on" in line for line in screen_lines(app)))
         await pilot.press("n")
-        assert app.explorer.editing.running
+        assert app.explorer.unlearning.running
 
 
 async def test_a_run_that_is_cancelled_before_its_first_step_keeps_nothing(app: MemlocApp, session: RunSession) -> None:
@@ -264,7 +290,7 @@ async def test_a_run_that_is_cancelled_before_its_first_step_keeps_nothing(app: 
         await form(pilot)
         await pilot.press("enter")
         session.ticks.put_nowait(None)
-        await until(pilot, lambda: app.explorer.editing.seen().runs)
+        await until(pilot, lambda: app.explorer.unlearning.seen().runs)
         await pilot.press("escape")
         await until(pilot, lambda: any("nothing is saved" in said for said in notices(app)))
         assert not edits.stored()
@@ -278,7 +304,7 @@ async def test_an_engine_that_dies_in_mid_run_leaves_the_best_step_and_the_origi
         await form(pilot)
         await pilot.press("enter")
         await until(pilot, lambda: any("kept as edit" in said for said in notices(app)))
-        run = app.explorer.editing.seen().runs[0]
+        run = app.explorer.unlearning.seen().runs[0]
         assert (run.state, run.best) == ("failed", 3)
         assert "killed by signal 9" in shown(app, "#run-now")
         assert not app.explorer.editing.edited
@@ -300,8 +326,8 @@ async def test_quitting_keeps_the_best_step_and_the_next_sitting_shows_the_run(s
     async with again.run_test(size=WIDE) as pilot:
         await opened(pilot)
         await pilot.press("9")
-        await until(pilot, lambda: again.explorer.editing.seen().runs)
-        (run,) = again.explorer.editing.seen().runs
+        await until(pilot, lambda: again.explorer.unlearning.seen().runs)
+        (run,) = again.explorer.unlearning.seen().runs
         assert (run.file, run.best, run.on) == (str(stored.path), 3, True)
         again.explorer.set_focus(again.explorer.query_one(RunList))
         await pilot.press("down")
@@ -316,7 +342,7 @@ async def unlearned(pilot: Pilot[Any]) -> Run:
     await form(pilot)
     await pilot.press("enter")
     await done(pilot)
-    return app_of(pilot).explorer.editing.seen().runs[0]
+    return app_of(pilot).explorer.unlearning.seen().runs[0]
 
 
 async def test_one_key_shows_the_edited_weights_everywhere_and_back_at_once(
@@ -400,9 +426,9 @@ async def test_a_second_run_on_edited_weights_stands_on_the_first(app: MemlocApp
         await pilot.press("E", "1", "home", "x")
         await until(pilot, lambda: "weights ·" in tab(app))
         await pilot.press("enter")
-        await until(pilot, lambda: len(app.explorer.editing.seen().runs) == 2)
+        await until(pilot, lambda: len(app.explorer.unlearning.seen().runs) == 2)
         await done(pilot)
-        second = app.explorer.editing.seen().runs[0]
+        second = app.explorer.unlearning.seen().runs[0]
         assert second.below == (first.fingerprint,)
         assert [e.on for e in session.edits] == [True, True]
         assert app.explorer.editing.edited
@@ -461,7 +487,7 @@ async def test_runs_are_laid_over_each_other_and_compared(app: MemlocApp) -> Non
         await pilot.press("left")  # steps
         form_.move_to([f.name for f in form_.fields].index("steps"))
         await pilot.press("4", "enter")
-        await until(pilot, lambda: len(app.explorer.editing.seen().runs) == 2)
+        await until(pilot, lambda: len(app.explorer.unlearning.seen().runs) == 2)
         await done(pilot)
         rows = app.explorer.query_one(RunList)
         app.explorer.set_focus(rows)

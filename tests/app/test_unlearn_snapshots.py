@@ -51,11 +51,11 @@ def test_the_form_narrow(snap_compare: Any) -> None:
 def test_two_runs_compared_tall(snap_compare: Any) -> None:
     async def do(pilot: Pilot[Any]) -> None:
         await estimated(pilot)
-        editing = app_of(pilot).explorer.editing
+        runs = app_of(pilot).explorer.unlearning
         for n in (1, 2):
             await pilot.press("n", "enter")
             await until(
-                pilot, lambda n=n: len(editing.seen().runs) == n and not (editing.running or editing.measuring), 20
+                pilot, lambda n=n: len(runs.seen().runs) == n and not (runs.running or runs.measuring.running), 20
             )
             await pilot.press("n", "]")
         app_of(pilot).clear_notifications()

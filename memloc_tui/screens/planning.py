@@ -1,0 +1,177 @@
+"""The Unlearn tab's form: which paragraphs and how, what that would take, and the run that it describes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from memloc_core.errors import Cancelled, EngineDied, MemlocError, UsageError
+from memloc_core.requests import Continue, EstimateRun, MeasureRemains, Request, Tokens, Unlearn
+from memloc_tui.glyphs import visible
+
+if TYPE_CHECKING:
+    from memloc_tui.screens.explorer import Explorer
+    from memloc_tui.screens.study import Study
+
+ESTIMATE_AFTER = 0.6  # seconds without another change
+
+
+class Planning:
+    """One per explorer; the form itself is in the state that is kept between sittings."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+        self.estimate: Any = None
+        self.lacks, self.wrong = "", False  # why there is no estimate, and whether the form is to blame
+        self.alternative = ""  # what an edit teaches instead, as text
+        self._asked: object = None  # what the estimate is of
+
+    def set(self, name: str, value: str) -> None:
+        """A field of the form."""
+        resume = self.explorer.memloc.resume
+        resume.unlearn[name] = value
+        self.explorer.memloc.save_soon()
+        self.explorer.draw()
+
+    def mark_paragraph(self) -> None:
+        """The paragraph on screen among those that a run changes together, or out of them."""
+        study, resume = self.explorer.study, self.explorer.memloc.resume
+        assert study is not None
+        study.catalogue.marked ^= {study.current}
+        ids = study.catalogue.paragraphs.ids
+        resume.marked = [ids[row] for row in sorted(study.catalogue.marked)]
+        resume.unlearn["paragraphs"] = "marked" if study.catalogue.marked else "on screen"
+        self.explorer.memloc.save_soon()
+        self.explorer.list.repaint_paragraphs(range(study.current, study.current + 1))
+        n = len(study.catalogue.marked)
+        self.explorer.memloc.say(f"{n} marked to be changed together: x opens the form." if n else "None is marked.")
+        self.explorer.draw()
+
+    def unmark(self) -> None:
+        """No paragraph is marked any more."""
+        study, resume = self.explorer.study, self.explorer.memloc.resume
+        assert study is not None
+        study.catalogue.marked.clear()
+        resume.marked = []
+        resume.unlearn["paragraphs"] = "on screen"
+        self.explorer.memloc.save_soon()
+        self.explorer.list.refresh()
+        self.explorer.draw()
+
+    def _rows(self, form: dict[str, str]) -> tuple[int, ...]:
+        study = self.explorer.study
+        assert study is not None
+        return tuple(sorted(study.catalogue.marked)) if form["paragraphs"] == "marked" else (study.current,)
+
+    def keep_estimate(self, study: Study, form: dict[str, str]) -> None:
+        """Ask for time and memory of what the form says, once it has not changed for a moment."""
+        rows = self._rows(form)
+        replaced = tuple(self._replacements(study, row) for row in rows) if form["objective"] == "edit" else ()
+        ready = study.catalogue.known == len(study.catalogue)
+        running = self.explorer.unlearning.running
+        key = (rows, tuple(form.items()), self.explorer.editing.on, replaced, ready, running, study.identity)
+        if key == self._asked:
+            return
+        self._asked, self.estimate, self.wrong = key, None, False
+        self.lacks = "a run is going on: one at a time" if running else "estimating time and memory …"
+        self.explorer.workers.cancel_group(self.explorer, "estimate")
+        if not running and study.identity:
+            self.explorer.set_timer(ESTIMATE_AFTER, partial(self._estimate_now, key, form))
+
+    def _estimate_now(self, key: object, form: dict[str, str]) -> None:
+        if key == self._asked and self.explorer.is_attached:
+            work = partial(self._ask_estimate, key, form)
+            self.explorer.run_worker(work, group="estimate", exclusive=True, exit_on_error=False)
+
+    async def _ask_estimate(self, key: object, form: dict[str, str]) -> None:
+        try:
+            run, *_ = await self.planned(form)
+            found, lacks, wrong = await self._ask(EstimateRun(run)), "", False
+        except Cancelled:
+            return
+        except EngineDied:
+            found, lacks, wrong = None, "The engine ended while it estimated; a change asks again.", False
+        except MemlocError as error:
+            found, lacks, wrong = None, visible(str(error)), True
+        if key == self._asked:
+            self.estimate, self.lacks, self.wrong = found, lacks, wrong
+            self.explorer.unlearning.draw()
+
+    async def _ask(self, request: Request) -> Any:
+        """The result under the edits that are on now."""
+        editing = self.explorer.editing
+        return (await self.explorer.memloc.session.ask(editing.posed(request, editing.on))).result
+
+    async def planned(self, form: dict[str, str]) -> tuple[Unlearn, MeasureRemains, tuple[str, ...]]:
+        """The run that the form describes, the question of what it leaves, and its paragraphs' ids."""
+        from memloc_tui.runs import options
+        from memloc_tui.unlearning import plan, remains
+
+        study, rows = self.explorer.study, self._rows(form)
+        assert study is not None
+        chosen, catalogue = options(form), study.catalogue
+        if not rows:
+            raise UsageError("No paragraph is marked: m marks the one on screen.")
+        alternatives = await self._alternatives(study, rows, form) if chosen.objective == "edit" else ()
+        # Finding near-duplicates among thousands of paragraphs takes a moment, which keys must not wait for.
+        run = await asyncio.to_thread(plan, catalogue, rows, chosen, alternatives)
+        question = await asyncio.to_thread(remains, catalogue, rows, chosen)
+        return run, question, tuple(catalogue.paragraphs.ids[row] for row in rows)
+
+    @staticmethod
+    def _replacements(study: Study, row: int) -> Any:
+        """What stands in a row's prefix, else the newest that was tried."""
+        work = study.work.get(row)
+        if work is None:
+            return ()
+        return work.replacements or (work.trials[0].replacements if work.trials else ())
+
+    async def _alternatives(self, study: Study, rows: Sequence[int], form: dict[str, str]) -> tuple[Tokens, ...]:
+        """What an edit teaches: each paragraph's own prefix, then what the model says to its perturbed twin, or the
+        typed text and what the model says after that."""
+        p, found = study.catalogue.paragraphs, []
+        beginning = spelled(form["text"], study.catalogue.pieces) if form["instead"] == "typed" else ()
+        for row in rows:
+            whole = p.row(row)
+            prefix, length = whole[: p.prefix_length], len(whole) - p.prefix_length
+            if form["instead"] == "typed":
+                if not form["text"]:
+                    raise UsageError("Type the text that the paragraph should go on with.")
+                said = beginning[:length]
+                prompt = (*prefix, *said)
+            else:
+                replacements = self._replacements(study, row)
+                if not replacements:
+                    raise UsageError(
+                        f"Paragraph {visible(p.ids[row])[:10]} has no perturbation yet: replace a prefix token (⏎ on "
+                        "it), or take a typed text."
+                    )
+                said, prompt = (), study.prefix(row, replacements)
+            if len(said) < length:
+                more = await self._ask(Continue(prompt, length - len(said)))
+                said = (*said, *more.tokens.tolist())
+            found.append((*prefix, *said))
+        pieces = study.catalogue.pieces
+        text = b"".join(pieces[t] for t in found[0][p.prefix_length :] if 0 <= t < len(pieces))
+        self.alternative = visible(text.decode("utf-8", "replace"))
+        return tuple(found)
+
+
+def spelled(text: str, pieces: Sequence[bytes]) -> Tokens:
+    """Tokens whose bytes are `text`, each the longest that fits. A tokenizer may divide it otherwise; the model reads
+    these. Raises UsageError for a byte that no token has."""
+    known: dict[bytes, int] = {}
+    for token, piece in enumerate(pieces):
+        if piece:
+            known.setdefault(piece, token)
+    data, at, tokens = text.encode(), 0, []
+    longest = max(map(len, known), default=1)
+    while at < len(data):
+        size = next((n for n in range(min(longest, len(data) - at), 0, -1) if data[at : at + n] in known), 0)
+        if not size:
+            raise UsageError(f"This model has no token for {visible(data[at : at + 4].decode('utf-8', 'replace'))!r}.")
+        tokens.append(known[data[at : at + size]])
+        at += size
+    return tuple(tokens)
