@@ -420,6 +420,28 @@ async def test_edits_are_on_again_in_the_next_sitting_and_a_missing_file_is_said
         assert "edits: none" in screen_lines(third)[0]
 
 
+async def test_what_an_old_run_left_is_not_asked_by_the_scores_of_edited_weights(session: RunSession) -> None:
+    app = unlearn_app(session)
+    async with app.run_test(size=WIDE) as pilot:
+        await unlearned(pilot)
+        await pilot.press("E")
+        await pilot.pause()
+    again = unlearn_app(second := RunSession())
+    second.gone = session.gone
+    async with again.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("9")
+        await until(pilot, lambda: again.explorer.unlearning.seen().runs)
+        again.explorer.set_focus(again.explorer.query_one(RunList))
+        await pilot.press("down", "i")
+        await until(pilot, lambda: "E shows them" in again.explorer.unlearning.seen().runs[0].measuring)
+        assert not asked(second, MeasureRemains)
+        await pilot.press("E")
+        await until(pilot, lambda: again.explorer.study.catalogue.known == len(again.explorer.study.catalogue))
+        await pilot.press("i")
+        await until(pilot, lambda: again.explorer.unlearning.seen().runs[0].after is not None)
+
+
 async def test_a_second_run_on_edited_weights_stands_on_the_first(app: MemlocApp, session: RunSession) -> None:
     async with app.run_test(size=WIDE) as pilot:
         first = await unlearned(pilot)
