@@ -203,13 +203,13 @@ def _read(path: Path) -> tuple[dict[str, tuple[Any, int]], list[str]]:
         return {}, [f"{path} is larger than {_LARGEST:,} bytes; it is not read."]
     try:
         text = data.decode("utf-8")
-        table = tomllib.loads(text)
+        values = _flat(tomllib.loads(text))
     except UnicodeDecodeError as error:
         return {}, [f"{path}, line {data[: error.start].count(10) + 1}: is no UTF-8."]
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError
         return {}, [f"{path} is no TOML: {error}."]
     lines = _lines(text)
-    return {name: (value, lines.get(name, 0)) for name, value in _flat(table)}, []
+    return {name: (value, lines.get(name, 0)) for name, value in values}, []
 
 
 def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

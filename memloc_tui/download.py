@@ -205,29 +205,24 @@ class ModelDownload(hub.Hub):
                 with self.open(self.address(file.name, commit), f"{self.name}: {file.name}", size) as answer:
                     if size and answer.status != 206:
                         raise hub.Restart(file.name)
-                    while chunk := answer.read1(_CHUNK):  # what has come so far, and not a whole chunk
+                    while chunk := self._read(answer):
                         out.write(chunk)
                         digest.update(chunk)
                         size += len(chunk)
                         attempts = hub.ATTEMPTS
                         self._came(len(chunk))
                 if size < file.size:
-                    raise http.client.IncompleteRead(b"", file.size - size)
+                    raise self._broke_off(http.client.IncompleteRead(b"", file.size - size))
             except hub.Restart:
                 out.truncate(0)
                 self.arrived -= size
                 digest, size = file.digest(), 0
                 attempts -= 1
-            except (hub.Unreachable, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            except hub.Unreachable as error:
                 attempts -= 1
                 if not attempts:
-                    said = (
-                        str(error)
-                        if isinstance(error, hub.Unreachable)
-                        else f"{self.host} broke off ({hub.reason_of(error)})."
-                    )
                     raise hub.Unreachable(
-                        f"{said} {_megabytes(self.arrived)} have arrived and are kept; the same command goes on from "
+                        f"{error} {_megabytes(self.arrived)} have arrived and are kept; the same command goes on from "
                         "there."
                     ) from None
                 self.stop.wait(1)
@@ -236,6 +231,16 @@ class ModelDownload(hub.Hub):
         if size > file.size:
             self.arrived -= size - file.size
         return size == file.size and digest.hexdigest() == file.blob
+
+    def _read(self, answer: Any) -> bytes:
+        """What has come so far, and not a whole chunk. Raises Unreachable; OSErrors of the file are other ones."""
+        try:
+            return bytes(answer.read1(_CHUNK))
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broke_off(error) from None
+
+    def _broke_off(self, error: Exception) -> hub.Unreachable:
+        return hub.Unreachable(f"{self.host} broke off ({hub.reason_of(error)}).")
 
     def _came(self, size: int) -> None:
         if self.stop.is_set():

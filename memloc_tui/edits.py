@@ -5,6 +5,7 @@ A file is named by the first letters of its edit's fingerprint. Nothing heavy is
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,55 @@ def store(answer: Answer[Any]) -> Path:
     path = place_of(answer)
     edit_files.write_edit(path, answer)
     return path
+
+
+class RunFile:
+    """The file of a run that goes on: one at a time, each whole, and never one that another run keeps.
+
+    The same run twice, or two at once, come to the same edits, which have the same file."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None  # what the run has come to
+        self._written: tuple[int, int] | None = None  # how it was left, where this run wrote it
+
+    def keep(self, answer: Answer[Any]) -> Path:
+        """What the run has come to, in place of what it had come to before. Raises MemlocError."""
+        place = place_of(answer)
+        if place.exists() and not self._own(place):
+            self.drop()
+            self.path = place  # another run keeps it already
+            return place
+        path = store(answer)
+        if path != self.path:
+            self.drop()
+        self.path, self._written = path, _left(path)
+        return path
+
+    def finish(self, answer: Answer[Any]) -> Path:
+        """The run's edit, which stays. Raises MemlocError, and then what it had come to before stays."""
+        path = store(answer)
+        if path != self.path:
+            self.drop()
+        self.path = self._written = None
+        return path
+
+    def drop(self) -> None:
+        """Delete it, unless somebody else keeps it."""
+        if self.path is not None and self._own(self.path):
+            self.path.unlink(missing_ok=True)
+        self.path = self._written = None
+
+    def _own(self, path: Path) -> bool:
+        return path == self.path and self._written is not None and _left(path) == self._written
+
+
+def _left(path: Path) -> tuple[int, int] | None:
+    """A file is replaced and never written in place: another inode or time is another's writing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def place_of(answer: Answer[Any]) -> Path:
@@ -169,10 +219,13 @@ def said(edits: Iterable[ActiveEdit]) -> str:
 
 
 def _files() -> list[Path]:
-    try:
-        found = [(path.stat().st_mtime, path) for path in folder().glob(f"*{SUFFIX}") if path.name[0] != "."]
-    except OSError:
-        return []
+    """The stored files, the newest first; one that goes at this moment, or is a link to nowhere, is none."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in folder().glob(f"*{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if path.name[0] != ".":
+                    found.append((path.stat().st_mtime, path))
     return [path for _, path in sorted(found, reverse=True)]
 
 

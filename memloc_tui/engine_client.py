@@ -80,7 +80,10 @@ class EngineClient:
             if self._closed:
                 raise Cancelled("The session is closed.")
             if self._process is not None and self._process.returncode is None:
-                return
+                if not self._refused():
+                    return
+                self._process.kill()  # it has no model, and whatever kept it from one may be over
+                await self._process.wait()
             self._set_state("starting")
             # -P: a torch.py or queue.py in the person's folder is not what the engine wants to import.
             command = (sys.executable, "-P", "-m", "memloc_core.worker", str(os.getpid()))
@@ -99,6 +102,11 @@ class EngineClient:
             self._reader = asyncio.create_task(self._read(self._process))
             # Its frame must stand first in the pipe, before any question that needs the model.
             await asyncio.sleep(0)
+
+    def _refused(self) -> bool:
+        """Whether the process could not open its model."""
+        opened = self.opened
+        return opened is not None and opened.done() and not opened.cancelled() and opened.exception() is not None
 
     async def close(self) -> None:
         """Kill the process and fail what still waits. Nothing of the engine's is worth a slow goodbye."""

@@ -18,6 +18,7 @@ from memloc_core.requests import (
     Ablated,
     Answer,
     Continue,
+    Edited,
     ExactMatch,
     Finding,
     ParameterGradients,
@@ -137,7 +138,9 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
     question = claim.question(setting)
     if (kept := _kept(session, claim, setting)) is not None:
         return kept
-    edits = getattr(session, "edits", ())
+    # What is asked one after the other is all asked of the weights as they are now, whatever is on a minute later.
+    on, model = [edit for edit in session.edits if edit.on], session.model
+    fingerprints, files = tuple(edit.fingerprint for edit in on), tuple(edit.file for edit in on)
     steps = claim.steps(setting)
     provenance: Provenance | None = None
     spent = 0.0
@@ -160,9 +163,10 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
                     on_step(Step(claim, (before + share * cost(ahead[0])) / total, left))
 
                 started = monotonic()
-                fresh = session.peek(request) is None
+                posed = Edited(request, fingerprints, files)
+                fresh = session.peek(posed) is None
                 try:
-                    answer = await session.ask(request, heard)
+                    answer = await session.ask(posed, heard)
                 except (EngineDied, Cancelled):
                     raise
                 except MemlocError as error:
@@ -179,11 +183,13 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
                 wanted = await asyncio.to_thread(_next, steps, answers)
     finally:
         steps.close()
-    if getattr(session, "edits", ()) != edits:
-        raise Cancelled("The edits were changed while a claim was tested.")
+    if session.model != model:
+        raise Cancelled("The model turned out to be another while a claim was tested.")
     if wanted.effect is not None:  # what could not be measured may be possible the next time
         provenance = provenance or _of_model(setting)
-        session.keep(Answer(question, wanted, replace(provenance, seconds=spent, notices=())))
+        session.keep(
+            Answer(Edited(question, fingerprints, files), wanted, replace(provenance, seconds=spent, notices=()))
+        )
     return wanted
 
 

@@ -76,7 +76,7 @@ class Session:
         self._memory: OrderedDict[str, Answer[Any]] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
         self._on_part: Callable[[str], None] = lambda part: None
-        self._model_key = ""
+        self._model_key = self._state = ""
         self._told: set[str] = set()
 
     async def open(self, on_part: Callable[[str], None] = lambda part: None, *, lazily: bool = False) -> None:
@@ -91,7 +91,7 @@ class Session:
         if settings.edits and not self.edits:
             self.edits = tuple(active(name) for name in settings.edits)
         revision = settings.revision
-        model_state = sources.state(sources.model_folder(settings.model, revision))
+        self._state = model_state = sources.state(sources.model_folder(settings.model, revision))
         paragraphs_state = sources.state(*sources.paragraph_files(settings.paragraphs))
         opening = OpenModel(settings.model, settings.dtype, settings.device, revision)
         vocabulary = ReadVocabulary(settings.model, revision)
@@ -117,7 +117,8 @@ class Session:
         for request, part in ((vocabulary, "vocabulary"), (paragraphs, "paragraphs")):
             if getattr(self, part) is None:
                 answer = await client.ask(request)
-                self._store(keys[request], answer)
+                if self._unchanged():
+                    self._store(keys[request], answer)
                 self._set_part(part, answer.result)
         assert client.opened is not None
         answer = await asyncio.shield(client.opened)
@@ -182,7 +183,8 @@ class Session:
                 flight.task.cancel()
 
     def keep(self, answer: Answer[Any]) -> None:
-        """Keep what was worked out from other answers, under the model and the edits that are on now."""
+        """Keep what was worked out from other answers, under the model and, where the request does not say which, the
+        edits that are on now."""
         question = self._question(answer.request)
         self._store(self._key(question), replace(answer, request=question))
 
@@ -243,13 +245,19 @@ class Session:
         """What the engine read replaces what the cache had said, and says so where they differ."""
         info: ModelInfo = answer.result
         before, self.confirmed = self.model, True
-        if before != info or self._model_key not in self._memory:
+        if (before != info or self._model_key not in self._memory) and self._unchanged():
             self._store(self._model_key, answer)
         if before == info:
             return
         if before is not None and before.identity != info.identity:
             self.on_notice(f"The weights of {info.name} are not those of the last visit; its results are new.")
         self._set_part("model", info)
+
+    def _unchanged(self) -> bool:
+        """Whether the model's files are still those that the keys of what was read from them name."""
+        from memloc_core import sources
+
+        return sources.state(sources.model_folder(self.settings.model, self.settings.revision)) == self._state
 
     def _set_part(self, part: str, value: Any) -> None:
         setattr(self, part, value)

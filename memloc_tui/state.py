@@ -51,7 +51,7 @@ def state_dir() -> Path:
 def state_file(model: str, paragraphs: str) -> Path:
     from hashlib import sha256
 
-    name = sha256("\0".join((model, paragraphs)).encode()).hexdigest()[:16]
+    name = sha256("\0".join((model, paragraphs)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return state_dir() / f"{name}.json"
 
 

@@ -122,7 +122,7 @@ class Keeper:
     latest: Unlearning | None = None
     kept: str = ""  # fingerprint of the edit that is in the file
     file: Path | None = None
-    mine: bool = False  # the file in the store is of this run, and of no run before it
+    stored: edits.RunFile = field(default_factory=edits.RunFile)
     saved_at: float = field(default=-SAVE_EVERY)
 
     def heard(self, progress: Any) -> str | None:
@@ -148,7 +148,13 @@ class Keeper:
         if result.edit.fingerprint == self.kept:
             return
         on = [edit.fingerprint for edit in self.session.edits if edit.on]
-        self._keep(kept_so_far(self.request, result, model, on))
+        answer = kept_so_far(self.request, result, model, on)
+        if self.out is not None:
+            edit_files.write_edit(self.out, answer)
+            self.file = self.out
+        else:
+            self.file = self.stored.keep(answer)
+        self.kept = result.edit.fingerprint
 
     def finished(self, answer: Answer[Any]) -> Path:
         """Keep the run's edit; where the store has it. Raises MemlocError for a run that came to nothing."""
@@ -157,8 +163,9 @@ class Keeper:
         if not _finite(answer.result):
             kept = f"An earlier step is in {self.file}" if self.file is not None else "No edit is kept"
             raise MemlocError(f"The run broke the model: its NLL is no number any more. {kept}; try a smaller --lr.")
-        self._keep(answer)
-        return edits.store(answer) if self.file is None or self.out is not None else self.file
+        if self.out is not None:
+            edit_files.write_edit(self.out, answer)
+        return self.stored.finish(answer)
 
     def stopped(self) -> None:
         """Keep the best step of a run that ends here, and say where it is."""
@@ -167,19 +174,6 @@ class Keeper:
             best = self.latest.best
             em = f"EM {figure(float(self.latest.em[0].mean()))} → {figure(float(self.latest.em[best].mean()))}"
             click.echo(f"memloc-tui: the best step so far, step {best} ({em}), is kept in {self.file}", err=True)
-
-    def _keep(self, answer: Answer[Any]) -> None:
-        if self.out is not None:
-            edit_files.write_edit(self.out, answer)
-            self.file = self.out
-        else:
-            before, place = self.file, edits.place_of(answer)
-            mine = not place.exists() or (self.mine and place == before)
-            self.file = edits.store(answer)
-            if self.mine and before is not None and before != self.file:
-                before.unlink(missing_ok=True)  # an earlier step of the same run
-            self.mine = mine
-        self.kept = answer.result.edit.fingerprint
 
 
 @dataclass(frozen=True)

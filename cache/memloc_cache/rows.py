@@ -120,11 +120,13 @@ class Rows(diskcache.Cache):  # type: ignore[misc]
         return int(self._sql("SELECT total(1) FROM Cache").fetchone()[0])
 
     def shrink(self, limit: int) -> int:
-        """Remove the least recently stored rows until no more than `limit` bytes are in use. Returns how many."""
+        """Remove the rows that were added first until no more than `limit` bytes are in use. Returns how many.
+
+        By rowid and not by time: a clock that was set back would make every new row the oldest."""
         removed = 0
         while (excess := self.volume() - limit) > 0:
             with self.transact():
-                oldest = "SELECT rowid, length(value) FROM Cache ORDER BY store_time, rowid LIMIT 100"
+                oldest = "SELECT rowid, length(value) FROM Cache ORDER BY rowid LIMIT 100"
                 doomed = []
                 for rowid, size in self._sql(oldest).fetchall():
                     if excess > 0:

@@ -151,7 +151,7 @@ class ResultCache:
         return self._try(empty, 0, math.inf)
 
     def set_size_limit(self, limit: int) -> None:
-        """Keep this limit (bytes) for the folder, and remove the least recently stored results down to it.
+        """Keep this limit (bytes) for the folder, and remove the results that were added first down to it.
 
         Raises UsageError for a negative limit.
         """

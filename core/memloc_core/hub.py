@@ -134,7 +134,7 @@ class Hub:
                 if len(data) != stop - start:
                     raise http.client.IncompleteRead(data, stop - start - len(data))
                 return data
-            except (Unreachable, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            except (Unreachable, OSError, http.client.HTTPException) as error:
                 if not left:
                     said = str(error) if isinstance(error, Unreachable) else f"{self.host}: {reason_of(error)}."
                     raise Unreachable(f"{what} stopped coming at byte {start:,}: {said}") from None

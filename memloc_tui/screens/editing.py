@@ -149,6 +149,7 @@ class Editing:
         before.trying = None
         explorer.choosing.reset()
         explorer.listing.telling.stop()
+        explorer.finds.stop()
         for row, work in before.work.items():
             other = study.work_on(row)
             other.replacements, other.undo = work.replacements, work.undo

@@ -87,8 +87,9 @@ class Planning:
 
     async def _ask_estimate(self, key: object, form: dict[str, str]) -> None:
         try:
-            run, *_ = await self.planned(form)
-            found, lacks, wrong = await self._ask(EstimateRun(run)), "", False
+            on = self.explorer.editing.on
+            run, *_ = await self.planned(form, on)
+            found, lacks, wrong = await self._ask(EstimateRun(run), on), "", False
         except Cancelled:
             return
         except EngineDied:
@@ -99,13 +100,14 @@ class Planning:
             self.estimate, self.lacks, self.wrong = found, lacks, wrong
             self.explorer.unlearning.draw()
 
-    async def _ask(self, request: Request) -> Any:
-        """The result under the edits that are on now."""
-        editing = self.explorer.editing
-        return (await self.explorer.memloc.session.ask(editing.posed(request, editing.on))).result
+    async def _ask(self, request: Request, on: tuple[str, ...]) -> Any:
+        """The result under these edits."""
+        return (await self.explorer.memloc.session.ask(self.explorer.editing.posed(request, on))).result
 
-    async def planned(self, form: dict[str, str]) -> tuple[Unlearn, MeasureRemains, tuple[str, ...]]:
-        """The run that the form describes, the question of what it leaves, and its paragraphs' ids."""
+    async def planned(
+        self, form: dict[str, str], on: tuple[str, ...]
+    ) -> tuple[Unlearn, MeasureRemains, tuple[str, ...]]:
+        """The run that the form describes on these edits, the question of what it leaves, and its paragraphs' ids."""
         from memloc_tui.runs import options
         from memloc_tui.unlearning import plan, remains
 
@@ -114,7 +116,7 @@ class Planning:
         chosen, catalogue = options(form), study.catalogue
         if not rows:
             raise UsageError("No paragraph is marked: m marks the one on screen.")
-        alternatives = await self._alternatives(study, rows, form) if chosen.objective == "edit" else ()
+        alternatives = await self._alternatives(study, rows, form, on) if chosen.objective == "edit" else ()
         # Finding near-duplicates among thousands of paragraphs takes a moment, which keys must not wait for.
         run = await asyncio.to_thread(plan, catalogue, rows, chosen, alternatives)
         question = await asyncio.to_thread(remains, catalogue, rows, chosen)
@@ -128,7 +130,9 @@ class Planning:
             return ()
         return work.replacements or (work.trials[0].replacements if work.trials else ())
 
-    async def _alternatives(self, study: Study, rows: Sequence[int], form: dict[str, str]) -> tuple[Tokens, ...]:
+    async def _alternatives(
+        self, study: Study, rows: Sequence[int], form: dict[str, str], on: tuple[str, ...]
+    ) -> tuple[Tokens, ...]:
         """What an edit teaches: each paragraph's own prefix, then what the model says to its perturbed twin, or the
         typed text and what the model says after that."""
         p, found = study.catalogue.paragraphs, []
@@ -150,7 +154,7 @@ class Planning:
                     )
                 said, prompt = (), study.prefix(row, replacements)
             if len(said) < length:
-                more = await self._ask(Continue(prompt, length - len(said)))
+                more = await self._ask(Continue(prompt, length - len(said)), on)
                 said = (*said, *more.tokens.tolist())
             found.append((*prefix, *said))
         pieces = study.catalogue.pieces

@@ -7,9 +7,9 @@ its best step so far is kept as an edit; the weights themselves are only ever ch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class UnlearnRuns:
         self._base = ""  # the weights that the runs are of
         self._pace = (0.0, 0, float("nan"))  # when the newest step came, its number, seconds a step
         self._worker: Worker[None] | None = None
-        self._partial: Path | None = None  # the file of the run that goes on
+        self._file = edit_store.RunFile()  # of the run that goes on
         self._leaving = False
 
     @property
@@ -166,7 +166,7 @@ class UnlearnRuns:
     async def _run(self, form: dict[str, str], below: tuple[str, ...]) -> None:
         memloc = self.explorer.memloc
         try:
-            request, question, ids = await self.planning.planned(form)
+            request, question, ids = await self.planning.planned(form, below)
             posed = self.explorer.editing.posed(request, below)
         except MemlocError as error:
             memloc.say(str(error), severity="error")
@@ -263,18 +263,9 @@ class UnlearnRuns:
         if run.result is None or len(run.result.edit) > SAVED_AS_IT_GOES:
             return
         answer = self._best_so_far(run, seconds, f"Interrupted after step {run.steps}; this is its best step.")
-        if answer is None or ((path := edit_store.place_of(answer)) != self._partial and path.exists()):
-            return  # nothing yet, or an earlier run came to the same edit and keeps it
-        try:
-            self._replace_partial(edit_store.store(answer))
-        except MemlocError:
-            return  # said when the run ends, if it is still so
-
-    def _replace_partial(self, path: Path | None) -> None:
-        """One file per run: the one before goes once the next is there."""
-        if self._partial is not None and self._partial != path:
-            self._partial.unlink(missing_ok=True)
-        self._partial = path
+        if answer is not None:
+            with contextlib.suppress(MemlocError):  # said when the run ends, if it is still so
+                self._file.keep(answer)
 
     def _keep_best(self, number: int, seconds: float, why: str) -> None:
         """A run that did not end by itself: keep its best step, and say so. Nothing here may wait."""
@@ -290,7 +281,7 @@ class UnlearnRuns:
         if answer is None:
             large = run.result is not None and run.best and not len(run.result.edit)
             nothing = "The edit is too large to be kept before the run's end." if large else EMPTY
-            self._replace_partial(None)
+            self._file.drop()
             self.change(number, state=state, error=error or ("" if run.result is not None else "Cancelled."))
             memloc.say(f"{reason} {nothing} The weights are the original ones.", "warning")
             return
@@ -303,7 +294,7 @@ class UnlearnRuns:
         result: Unlearning = answer.result
         run = self.change(number, state="done", result=result, seconds=answer.provenance.seconds)
         if not result.best or not len(result.edit):
-            self._replace_partial(None)
+            self._file.drop()
             self.explorer.memloc.say(f"{visible(result.reason)} {EMPTY}", "warning")
             return
         self._saved(run, answer)
@@ -315,14 +306,12 @@ class UnlearnRuns:
     def _saved(self, run: Run, answer: Answer[Any]) -> None:
         """Write a run's edit, and put it on in the stack, on top of what it was made on and of nothing else."""
         try:
-            path = edit_store.store(answer)
+            path = self._file.finish(answer)
             active = edit_store.active(path)
         except MemlocError as error:
             self.change(run.number, error=visible(str(error)))
             self.explorer.memloc.say(f"{error} The run's curves stay until you quit.", "error")
             return
-        self._replace_partial(path)
-        self._partial = None
         fingerprint = active.fingerprint
         self.change(run.number, name=active.name, file=str(path), fingerprint=fingerprint)
         self.explorer.editing.put_on(active, run.below, show=not self._leaving)

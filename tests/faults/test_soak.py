@@ -146,12 +146,11 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
     places = {"MEMLOC_CACHE_DIR": str(tmp_path / "cache"), "MEMLOC_STATE_DIR": str(tmp_path / "state")}
     command = [sys.executable, "-m", "memloc_tui", "--paragraphs", str(rows)]
     end = time.monotonic() + SOAK
-    counts = {"keys": 0, "sittings": 0, "engines": 0}
+    counts, engines = {"keys": 0, "sittings": 0}, set[int]()
     grown: list[list[tuple[float, int, int]]] = []
     done: list[str] = []
     while time.monotonic() < end:
         counts["sittings"] += 1
-        engines: set[int] = set()
         # Without the terminal's own echo: what is typed when the explorer has just been left is not the explorer's.
         own = {**places, "PYTHONPATH": path}
         with Terminal(command, env=own, cwd=tmp_path / "cwd", echo=False) as terminal:
@@ -191,11 +190,13 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
             terminal.type("\x0c")
             terminal.until(lambda text: "1 Paragraphs" in text and "2 Prefix" in text, 60)
             clean(terminal, done)
-        counts["engines"] += len(engines)
     flat(grown)
-    said = " ".join(f"{n:,} {what}," for what, n in counts.items())
-    last = grown[-1][-1] if grown[-1] else (0.0, 0, 0)
-    seen(f"{SOAK:,.0f} s: {said} explorer {last[1] // MEGA} MB, engine {last[2] // MEGA} MB at the end")
+    longest = max(grown, key=len)
+    began, (ended, *held) = longest[0][0], longest[-1]
+    seen(
+        f"{SOAK:,.0f} s: {counts['keys']:,} keys, {counts['sittings']} sittings, {len(engines)} engines; at the end of "
+        f"the longest, after {ended - began:,.0f} s, explorer {held[0] // MEGA} MB, engine {held[1] // MEGA} MB"
+    )
 
 
 # On a terminal of one column a traceback is hard to read: it is kept in a file, too.
