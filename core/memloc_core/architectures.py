@@ -126,6 +126,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it is a weight matrix, or a stack of them, such as the experts of one layer. A convolution along the
+    text, [channels, 1, width], is none."""
+    return parameter.ndim == 2 or (parameter.ndim == 3 and min(parameter.shape[1:]) > 1)
+
+
 @dataclass(frozen=True)
 class Matrix:
     """One weight matrix of a block.

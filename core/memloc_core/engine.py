@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from memloc_core import __version__
 from memloc_core.errors import MemlocError, UsageError
@@ -102,13 +103,25 @@ Steps = Generator[Progress, None, Result]
 
 
 def analysis(lm: LanguageModel, request: Request) -> Steps:
-    """The steps of one analysis. Raises UsageError for a request that is none."""
+    """The steps of one analysis. Raises UsageError for a request that is none, or with a word that is no choice."""
     if type(request) not in ANALYSES:
         raise UsageError(f"{type(request).__name__} is no analysis.")
+    for name, known in _choices(type(request)).items():
+        if (value := getattr(request, name)) not in known:
+            raise UsageError(f"There is no {name} {value!r}; there are {', '.join(known)}.")
+    if getattr(request, "seed", 0) < 0:
+        raise UsageError(f"A seed of {request.seed} is none; give 0 or more.")  # type: ignore[attr-defined]
     module, function = ANALYSES[type(request)].split(":")
     run = getattr(importlib.import_module(f"memloc_core.analyses.{module}"), function)
     steps: Steps = run(lm, request)
     return steps
+
+
+@cache
+def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
+    """The fields of a request that are one of a few words, and these."""
+    hints = get_type_hints(kind)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
 class Engine:
@@ -123,9 +136,11 @@ class Engine:
     def steps(self, request: Request) -> Generator[Progress, None, Answer[Any]]:
         """Run a request. Raises MemlocError for what the person can mend; closing the generator cancels it."""
         started, waited = time.perf_counter(), 0.0
-        notices_before = len(self.lm.notices) if self.lm else 0
+        notices: list[str] = []
         work = self._start(request)
         while True:
+            opened = self.lm
+            said = len(opened.notices) if opened else 0
             try:
                 progress = next(work)
             except (RuntimeError, MemoryError) as error:
@@ -134,12 +149,23 @@ class Engine:
             except StopIteration as stop:
                 seconds = time.perf_counter() - started - waited
                 edits = request.edits if isinstance(request, Edited) else ()
-                return Answer(request, stop.value, self._provenance(seconds, notices_before, ",".join(edits)))
+                notices += self._taken(opened, said)
+                return Answer(request, stop.value, self._provenance(seconds, tuple(notices), ",".join(edits)))
+            notices += self._taken(opened, said)  # other requests may run between two steps
             paused = time.perf_counter()  # what is served between two steps is not this request's time
             try:
                 yield progress
             finally:
                 waited += time.perf_counter() - paused
+
+    def _taken(self, opened: LanguageModel | None, said: int) -> list[str]:
+        """What the model noticed in this step, after the `said` notices of before; it is told once."""
+        if self.lm is None:
+            return []
+        start = said if self.lm is opened else 0
+        taken = self.lm.notices[start:]
+        del self.lm.notices[start:]
+        return taken
 
     def answer(self, request: Request) -> Answer[Any]:
         """All steps at once, for those who use the core as a library. Raises MemlocError as `steps` does."""
@@ -187,7 +213,7 @@ class Engine:
         self.lm = language_model.load(request)
         return self.lm.info
 
-    def _provenance(self, seconds: float, notices_before: int, edit: str) -> Provenance:
+    def _provenance(self, seconds: float, notices: tuple[str, ...], edit: str) -> Provenance:
         versions = {"memloc-tui": __version__}
         if self.lm is None:
             return Provenance("", "", "", "", "", "", seconds, versions)
@@ -196,7 +222,6 @@ class Engine:
 
         info = self.lm.info
         versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        notices = tuple(self.lm.notices[notices_before:])
         return Provenance(
             info.name, info.fingerprint, edit, info.dtype, info.device, info.attention, seconds, versions, notices
         )

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,11 +36,14 @@ _ROW = 100  # tokens of the row that must fit beside the weights
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
+NO_TOKEN = -1  # what a pass predicts whose logits are NaN: no token, so it matches none
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """What teacher forcing says about each target token, [n, c]."""
 
-    predicted: Tensor  # int64, argmax
+    predicted: Tensor  # int64, argmax; NO_TOKEN where the logits are no numbers
     margin: Tensor  # float32 logits: true token minus best other, negative where another token wins
     nll: Tensor  # float32 nats
 
@@ -99,7 +103,7 @@ class LanguageModel:
         self._refuse_unless_causal()
         self.reuses_prefix = self._cached_prefix_equals_whole_pass()
         self.adapter = architectures.find(model)
-        self.blocks = _blocks(model)
+        self.blocks = _blocks(model, info.layers)
         for block in self.blocks:
             block.register_forward_pre_hook(self._stop_if_cancelled)
 
@@ -154,7 +158,8 @@ class LanguageModel:
             top = torch.maximum(top, peak)
         margin = torch.where(predicted == targets, top - second, true - top)
         # -log p = (top - true) + log(1 + sum of exp(other - top)): exact also where p is nearly one.
-        return predicted, margin, others.log1p() + (top - true)
+        nll = others.log1p() + (top - true)
+        return predicted.masked_fill(nll.isnan(), NO_TOKEN), margin, nll
 
     def _logit_pieces(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Logits of hidden states [n, w], to be written over: (first token, [n, tokens]) after (first token, ...).
@@ -175,6 +180,18 @@ class LanguageModel:
         """Score the continuations of rows [n, t] by one pass: logits at prefix_length - 1 .. t - 2 only."""
         hidden = self.hidden(rows[:, :-1])[:, prefix_length - 1 :]
         return self.token_scores(hidden, rows[:, prefix_length:] if targets is None else targets)
+
+    def notice_float16(self) -> None:
+        """Say what float16 does to gradients, which are smallest where a model has memorized."""
+        if self.info.dtype == "float16":
+            self.notices.append("In float16 gradients below 0.00000006 become 0; float32 and bfloat16 keep them.")
+
+    def refuse_no_numbers(self, *values: Any) -> None:
+        """Raise MemlocError where scores [...] are NaN: an overflow in half precision, or weights that are broken."""
+        if any(math.isnan(float(torch.as_tensor(value).sum())) for value in values):
+            info, edited = self.info, " with these edits" if self.edits else ""
+            mend = "switch the edits off" if edited else "--dtype float32 may help"
+            raise MemlocError(f"{info.name} in {info.dtype}{edited} gives no numbers (NaN) for this text; {mend}.")
 
     def nll(self, rows: Tensor, prefix_length: int) -> Tensor:
         """NLL [n, c] in nats of the continuations of rows [n, t], differentiable."""
@@ -564,7 +581,9 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: the longest list of modules in the model."""
+def _blocks(model: nn.Module, layers: int) -> list[nn.Module]:
+    """The transformer blocks: the first list of as many modules as there are layers, else the longest list.
+
+    A model that sees as well has another list, which may be the longer one."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+    return list(next((found for found in lists if len(found) == layers), max(lists, key=len, default=[])))

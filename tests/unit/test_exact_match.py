@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from memloc_core import language_model
-from memloc_core.errors import UsageError
-from memloc_core.requests import Alternatives, Continue, ExactMatch
+from memloc_core.engine import analysis
+from memloc_core.errors import MemlocError, UsageError
+from memloc_core.requests import Alternatives, AttentionPattern, Continue, ExactMatch, MeasureRemains, Perturb, Sweep
 from tests.conftest import result
+from tests.unit.families import paragraphs, tiny
 
 
 def generated(lm, prompts, length):
@@ -193,3 +195,50 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(demo, demo_paragraph
 def test_impossible_questions_are_told_what_is_wrong(demo, request_, says):
     with pytest.raises(UsageError, match=says):
         result(demo, request_)
+
+
+@pytest.fixture
+def broken():
+    """A model whose logits are NaN after token 1, as half precision's are where it overflows."""
+    lm = tiny("gpt_neo")
+    weight = lm.model.get_input_embeddings().weight
+    before = weight[1].clone()
+    with torch.no_grad():
+        weight[1] = torch.nan
+    yield lm
+    with torch.no_grad():
+        weight[1] = before
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ExactMatch(((5, 1, *[0] * 8),), 4),
+        Perturb((5, 6, *[0] * 8), ((1, 1),), 4),
+        Sweep((5, 6, *[0] * 8), prefix_length=4, strategy="given", tokens=(1,)),
+        Continue((5, 1), 3),
+    ],
+    ids=lambda question: type(question).__name__,
+)
+def test_logits_that_are_no_numbers_recite_nothing(broken, question):
+    """Token 0 is what an argmax over NaN gives: a text of nothing else would be recited whole."""
+    with pytest.raises(MemlocError, match="no numbers"):
+        result(broken, question)
+    remains = result(broken, MeasureRemains(((5, 1, *[0] * 8),), 4, shifts=(), extensions=(), relearn_steps=0))
+    assert remains.longest_run.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        (Perturb(paragraphs(1)[0], ((0, 1),), 12, reference="neither"), "no reference 'neither'; there are true, own"),
+        (Sweep(paragraphs(1)[0], prefix_length=12, strategy="any"), "no strategy 'any'"),
+        (Sweep(paragraphs(1)[0], prefix_length=12, seed=-1), "seed of -1"),
+        (Alternatives((1, 2, 3), 1, k=0), "0 alternatives"),
+        (AttentionPattern((), 0, 0), "at least one token"),
+    ],
+    ids=str,
+)
+def test_a_word_that_is_no_choice_is_refused_and_not_taken_for_another(question, says):
+    with pytest.raises(UsageError, match=says):
+        next(analysis(tiny("gpt_neo"), question))

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from memloc_core import requests
-from memloc_core.engine import ANALYSES
+from memloc_core.engine import ANALYSES, Engine
 from memloc_core.errors import UsageError
+from memloc_core.language_model import _blocks
 from memloc_core.requests import (
     Ablated,
     ActivationGradients,
@@ -32,7 +33,10 @@ from memloc_core.requests import (
     RareTokens,
     Rarity,
     Sweep,
+    Unlearn,
 )
+from memloc_core.unlearning.weights import matrices
+from tests.benchmarks.common import finish
 from tests.conftest import result
 from tests.unit.families import ALL, KNOWN, UNKNOWN, VOCABULARY, held, paragraphs, tiny
 from tests.unit.test_exact_match import leading_matches
@@ -307,3 +311,58 @@ def test_a_sweep_beyond_the_window_is_one_pass_per_replacement(long):
         nll = torch.nn.functional.cross_entropy(logits[PREFIX - 1 : -1], torch.tensor(row[PREFIX:]))
         assert swept.em[position, 0] == leading_matches(predicted, list(row[PREFIX:]))
         assert swept.nll[position, 0] == pytest.approx(float(nll), rel=1e-3, abs=1e-4)
+
+
+EXPERTS = {"num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def experts():
+    """A mixture of experts, which transformers keeps as stacks of matrices."""
+    sizes = {"vocab_size": VOCABULARY, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 1}
+    return held("mixtral", transformers.MixtralConfig(**EXPERTS, **sizes, bos_token_id=0, eos_token_id=0))
+
+
+def test_the_experts_of_a_mixture_count_among_the_weights(experts):
+    every = sum(p.numel() for block in experts.blocks for p in block.parameters() if p.ndim > 1)
+    assert sum(m.parameter.numel() for m in matrices(experts)) == every
+    scored = result(experts, ParameterGradients(ROWS[:2], P))
+    rows = torch.tensor(ROWS[:1])
+    for parameter in experts.model.parameters():
+        parameter.requires_grad_(True)
+    experts.nll(rows, P).mean().backward()
+    for layer, block in enumerate(experts.blocks):
+        largest = max(float(p.grad.abs().max()) for p in block.parameters() if p.ndim > 1)
+        np.testing.assert_allclose(scored.max[0, layer, 0], largest, rtol=1e-4)
+    experts.model.requires_grad_(False)
+    experts.model.zero_grad(set_to_none=True)
+    run = result(experts, Unlearn(ROWS[:1], ROWS[1:], P, mask="dense", goal="steps", steps=1, kept_per_step=2))
+    assert any("experts" in name for name in run.edit.parameters)
+
+
+def test_the_blocks_are_those_of_the_text_also_where_what_sees_is_deeper():
+    text = {**EXPERTS, "vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 8}
+    seeing = {**EXPERTS, "num_hidden_layers": 5, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=seeing, mm_tokens_per_image=4)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert [type(block).__name__ for block in _blocks(model, 2)] == ["Gemma3DecoderLayer"] * 2
+
+
+def test_a_notice_is_told_with_the_answer_that_it_belongs_to():
+    """Requests take turns between two steps: what is noticed in one is no news of another."""
+    engine = Engine()
+    engine.lm = tiny("opt")
+    sweep = engine.steps(Sweep(ROWS[0], prefix_length=P))
+    next(sweep)
+    assert any("heads and MLP" in said for said in engine.answer(ParameterGradients(ROWS[:1], P)).provenance.notices)
+    assert finish(sweep).provenance.notices == ()
+    assert any("heads and MLP" in said for said in engine.answer(ParameterGradients(ROWS[:1], P)).provenance.notices)
+
+
+@pytest.mark.parametrize("question", [ParameterGradients(ROWS[:1], P), ActivationGradients(ROWS[0], P)], ids=type)
+def test_float16_says_what_it_does_to_gradients(question):
+    for dtype, count in ((torch.float16, 1), (torch.bfloat16, 0)):
+        engine = Engine()
+        engine.lm = tiny("gpt_neo", dtype)
+        assert sum("float16" in said for said in engine.answer(question).provenance.notices) == count

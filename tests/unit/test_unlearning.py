@@ -221,6 +221,38 @@ def test_the_random_mask_is_exactly_k_and_seeded():
     assert len(set(one)) == masks.size(lm, "random", 0.01)
 
 
+def test_auto_takes_neurons_only_where_one_layer_has_enough():
+    lm = tiny("gpt_neo")
+    few, many = (masks.meant(lm, asked(mask="auto", sparsity=s)) for s in (0.01, 0.9))
+    assert (few, many) == ("neurons", "ratio")
+
+
+@pytest.mark.parametrize("mask", ["ratio", "difference"])
+def test_a_contrast_with_nothing_that_is_kept_is_the_gradient(mask):
+    lm = tiny("gpt_neo")
+    alone = {"kept": (), "kl_weight": 0.0}
+    by_contrast, by_gradient = (chosen_indices(lm, finish(run_of(lm, mask=m, **alone))) for m in (mask, "gradient"))
+    assert by_contrast == by_gradient
+
+
+def test_a_batch_that_runs_out_of_memory_half_way_adds_no_gradient_twice():
+    lm = tiny("gpt_neo")
+    weights = finish(run_of(lm, mask="gradient", sparsity=0.2))
+
+    class Full:
+        def reshape(self, *shape):
+            raise torch.OutOfMemoryError("simulated")
+
+    gradients = [torch.ones(len(p.indices)) if p.gathers else torch.ones_like(p.parameter) for p in weights.parts]
+    last = max(i for i, part in enumerate(weights.parts) if not part.gathers)
+    into = torch.zeros_like(weights.old)
+    with pytest.raises(torch.OutOfMemoryError):
+        weights.gather([*gradients[:last], Full(), *gradients[last + 1 :]], into)
+    assert not into.any()
+    weights.gather(gradients, into)
+    assert (into == 1).all()
+
+
 def test_the_dense_mask_is_every_matrix_of_the_blocks_and_nothing_else():
     lm = tiny("gpt2")
     weights = finish(run_of(lm, mask="dense"))
@@ -799,6 +831,7 @@ def test_an_estimate_says_k_and_about_how_long_a_step_takes():
         ({"mask": "layer", "place": "L7"}, "no layer L7"),
         ({"mask": "neurons", "place": "L7"}, "no layer 'L7'"),
         ({"mask": "neurons", "sparsity": 1e-4}, "one neuron"),
+        ({"mask": "neurons", "sparsity": 0.9}, "neurons of one layer have"),
         ({"mask": "component", "place": "W_X"}, "W_X"),
         ({"mask": "head", "place": "L1H2", "sparsity": 0.9}, "give at most"),
         ({"mask": "best"}, "no mask"),

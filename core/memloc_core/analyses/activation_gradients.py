@@ -16,6 +16,7 @@ def run(lm: LanguageModel, request: ActivationGradients) -> Generator[Progress, 
     """One forward and backward pass to the activations; no weight gets a gradient."""
     architecture = lm.architecture("A gradient per head")
     rows = lm.rows((request.paragraph,), request.prefix_length)
+    lm.notice_float16()
     layers, modules = range(lm.info.layers), len(architecture.family.qkv)
     seen: list[Tensor] = []  # per layer: what the query, key and value modules put out, then z
     peak = PeakMemory(lm.device)

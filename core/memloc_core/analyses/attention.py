@@ -28,6 +28,8 @@ def run_pattern(lm: LanguageModel, request: AttentionPattern) -> Generator[Progr
     """One head's whole pattern, from one pass."""
     architecture = lm.architecture("Attention")
     lm.check_head(request.layer, request.head)
+    if not request.paragraph:
+        raise UsageError("An attention pattern needs a paragraph of at least one token.")
     lm.check_tokens(request.paragraph, len(request.paragraph))
     seen: list[Tensor] = []
     peak = PeakMemory(lm.device)

@@ -18,6 +18,7 @@ def run(lm: LanguageModel, request: Continue) -> Generator[Progress, None, Conti
     lm.check_tokens(request.prompt, len(request.prompt) + request.length - 1)
     with torch.inference_mode():
         tokens, probabilities = lm.greedy(torch.tensor([request.prompt]), request.length)
+    lm.refuse_no_numbers(probabilities)
     yield Progress(request.length, request.length, "tokens")
     return Continuation(tokens[0].numpy(), probabilities[0].numpy())
 
@@ -27,6 +28,8 @@ def run_alternatives(lm: LanguageModel, request: Alternatives) -> Generator[Prog
     if not 0 <= request.position < len(request.prefix):
         raise UsageError(f"Position {request.position} is outside the prefix, 0..{len(request.prefix) - 1}.")
     lm.check_tokens(request.prefix, len(request.prefix))
+    if request.k < 1:
+        raise UsageError(f"{request.k} alternatives are none; ask for one at least.")
     k = min(request.k, lm.info.vocabulary - 1)
     context = request.prefix[: request.position] or ((lm.bos,) if lm.bos is not None else ())
     yield Progress(0, 1, "passes")

@@ -27,6 +27,7 @@ def run(lm: LanguageModel, request: ExactMatch) -> Generator[Progress, None, Exa
     def score(start: int, stop: int) -> None:
         with torch.inference_mode():
             scores = lm.score(rows[start:stop], request.prefix_length)
+        lm.refuse_no_numbers(scores.nll)
         targets = rows[start:stop, request.prefix_length :].to(lm.device)
         em[start:stop] = scores.exact_match(targets).cpu()
         margin[start:stop] = scores.deciding_margin(targets).cpu()

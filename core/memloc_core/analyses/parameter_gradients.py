@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memloc_core.architectures import KINDS, Matrix
+from memloc_core.architectures import KINDS, Matrix, is_matrix
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel, PeakMemory
 from memloc_core.requests import (
@@ -28,6 +28,7 @@ def run(lm: LanguageModel, request: ParameterGradients) -> Generator[Progress, N
     """One backward pass per paragraph. Each matrix' gradient is scored and freed as soon as backward has made it."""
     rows = lm.rows(request.paragraphs, request.prefix_length)
     weights = _weights(lm, request.components)
+    lm.notice_float16()
     n, peak = len(rows), PeakMemory(lm.device)
     scores = torch.empty(3, n, len(weights.layers), len(weights.components), dtype=torch.float64)
     nll = torch.empty(n)
@@ -78,6 +79,7 @@ def run_contrast(lm: LanguageModel, request: ContrastGradients) -> Generator[Pro
     p = request.prefix_length
     sets = [lm.rows(paragraphs, p) for paragraphs in (request.changed, request.kept)]
     weights = _weights(lm, request.components)
+    lm.notice_float16()
     matrices = [matrix for layer in weights.layers for matrix in layer]
     wide = torch.promote_types(matrices[0].parameter.dtype, torch.float32)  # what many small numbers add up in
     means = [[torch.zeros_like(matrix.parameter, dtype=wide) for matrix in matrices] for _ in sets]
@@ -88,7 +90,8 @@ def run_contrast(lm: LanguageModel, request: ContrastGradients) -> Generator[Pro
         def add(start: int, stop: int, rows: Tensor = rows, mean: list[Tensor] = mean) -> None:
             with _differentiable(weights):
                 loss = lm.nll(rows[start:stop], p).mean(-1).sum() / len(rows)
-                gradients = torch.autograd.grad(loss, [matrix.parameter for matrix in matrices])
+                parameters = [matrix.parameter for matrix in matrices]  # an expert may have nothing to do
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             torch._foreach_add_(mean, list(gradients))
 
         for done in lm.in_batches(add, len(rows), rows.shape[1], backward=True, peak=peak):
@@ -132,7 +135,7 @@ def _weights(lm: LanguageModel, wanted: tuple[str, ...]) -> _Weights:
     """Every matrix that holds a wanted component; whole blocks for a model without an adapter."""
     if lm.adapter is None and not wanted:
         names: tuple[str, ...] = ("block",)
-        layers = [[_whole(w) for w in block.parameters() if w.ndim == 2] for block in lm.blocks]
+        layers = [[_whole(w) for w in block.parameters() if is_matrix(w)] for block in lm.blocks]
         lm.notices.append(
             f"memloc does not know how {lm.info.architecture} divides into heads and MLP: gradients are per layer."
         )

@@ -41,6 +41,7 @@ def run(lm: LanguageModel, request: Perturb) -> Generator[Progress, None, Pertur
         targets = rows[:, p:].to(lm.device)
         scores = lm.score(rows, p)
         em, margin = scores.exact_match(targets), scores.deciding_margin(targets)
+    lm.refuse_no_numbers(scores.nll)
     yield Progress(1, 1, "passes")
     return Perturbation(
         reference=clean[p:].numpy(),
@@ -61,6 +62,7 @@ def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, Sw
         raise UsageError(f"A verified sweep is held against float32, and {lm.info.name} is open in {lm.info.dtype}.")
     sweep = _Swept(lm, request)
     yield from _verified(sweep) if request.verified else sweep.told(sweep.through(~sweep.exact))
+    lm.refuse_no_numbers(sweep.nll, sweep.clean_margins)
     return sweep.so_far()
 
 

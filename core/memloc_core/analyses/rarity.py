@@ -49,9 +49,9 @@ def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityS
 
     def look(start: int, stop: int) -> None:
         weights = attention_rows(lm, rows[start:stop], query)
-        entropies.add_(entropy(weights).sum(0))
         prefix = weights[..., :p] / weights[..., :p].sum(-1, keepdim=True)
         attention[start:stop] = prefix.flatten(1, 2).mT.double()
+        entropies.add_(entropy(weights).sum(0))  # last: a batch that runs out of memory is taken again
 
     steps = n + 2 * request.resamples
     for done in lm.in_batches(look, n, query + 1, peak=peak):

@@ -50,6 +50,7 @@ def run(lm: LanguageModel, request: Unlearn, watched: bool = True) -> Steps:
     Raises UsageError, in a sentence and before any work, for a request that cannot be meant.
     """
     k = _check(lm, request)
+    lm.notice_float16()
     work = _Run(lm, request, watched)
     for _ in work.watch.look_before():
         yield Progress(0, request.steps)

@@ -18,7 +18,7 @@ from memloc_core.architectures import KINDS
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Mask, Unlearn
-from memloc_core.unlearning.neurons import neuron_size
+from memloc_core.unlearning.neurons import layer_size, neuron_size
 from memloc_core.unlearning.weights import Masked, MaskedWeights, Named, matrices
 
 PLACED: tuple[Mask, ...] = ("head", "layer", "component")
@@ -36,7 +36,8 @@ def meant(lm: LanguageModel, request: Unlearn) -> Mask:
     if request.objective != "unlearn" or lm.adapter is None:
         return "ratio"
     total = sum(m.parameter.numel() for m in matrices(lm))
-    return "neurons" if request.sparsity * total >= neuron_size(lm, request.place) else "ratio"
+    smallest, largest = neuron_size(lm, request.place), layer_size(lm, request.place)
+    return "neurons" if smallest <= math.ceil(request.sparsity * total) <= largest else "ratio"
 
 
 def size(lm: LanguageModel, mask: Mask, sparsity: float, place: str = "") -> int:
@@ -52,6 +53,11 @@ def size(lm: LanguageModel, mask: Mask, sparsity: float, place: str = "") -> int
         raise UsageError(
             f"A sparsity of {sparsity:g} is {k:,} weights, and one neuron has {one:,}; "
             f"give at least {math.ceil(one / total * 1e6) / 1e6:g}."
+        )
+    if mask == "neurons" and k > (most := layer_size(lm, place)):
+        raise UsageError(
+            f"A sparsity of {sparsity:g} is {k:,} weights, and the neurons of one layer have {most:,}; "
+            f"give at most {math.floor(most / total * 1e6) / 1e6:g}, or another mask."
         )
     if mask in PLACED:
         room = sum(int(inside.sum()) for inside in allowed(lm, found, mask, place))
@@ -87,7 +93,7 @@ def choose(
         return _masked(found, _by_matrix(found, torch.from_numpy(np.sort(drawn)).to(lm.device)))
     inside = allowed(lm, found, mask, place) if mask in PLACED else None
     squares: list[Tensor] | None = None
-    if mask != "gradient":
+    if mask != "gradient" and kept:  # with nothing kept a contrast with it is the gradient itself
         squares = [torch.zeros_like(m.parameter, dtype=torch.float32) for m in found]
 
         def add(i: int, gradient: Tensor) -> None:
@@ -101,13 +107,13 @@ def choose(
     # The root of the mean square over all weights: what a weight has to stand above at least.
     floor = 0.0
     if squares is not None:
-        mean = sum(float(s.sum(dtype=torch.float64)) for s in squares) / max(1, len(kept)) / int(starts[-1])
+        mean = sum(float(s.sum(dtype=torch.float64)) for s in squares) / len(kept) / int(starts[-1])
         floor = math.sqrt(mean)
 
     def score(i: int, gradient: Tensor) -> None:
         scores = gradient.abs().float()
         if squares is not None:
-            root = squares[i].div_(max(1, len(kept))).sqrt_()
+            root = squares[i].div_(len(kept)).sqrt_()
             scores = scores.sub_(root) if mask == "difference" else scores.div_(root.add_(floor)).nan_to_num_(nan=0.0)
         if inside is not None:
             scores.masked_fill_(~inside[i], -torch.inf)

@@ -70,6 +70,13 @@ def neuron_size(lm: LanguageModel, place: str) -> int:
     return _mlp(lm, layer_of(lm, place)).size
 
 
+def layer_size(lm: LanguageModel, place: str) -> int:
+    """The weights of all neurons of the layer. Raises UsageError as `neuron_size` does."""
+    lm.architecture("The mask 'neurons'")
+    mlp = _mlp(lm, layer_of(lm, place))
+    return sum(weights.numel() for weights in mlp.weights.values())
+
+
 def detectors(
     lm: LanguageModel,
     k: int,
@@ -178,9 +185,9 @@ def _inputs_everywhere(lm: LanguageModel, mlp: _Mlp, rows: Rows) -> tuple[Tensor
         nonlocal sums, squares
         with _reading(mlp) as (entered, activated):
             lm.hidden(rows.ids[start:stop])
-            inputs.append(entered[0].flatten(0, 1))
             act = activated[0].flatten(0, 1).float()
             sums, squares = sums + act.sum(0), squares + act.square().sum(0)
+            inputs.append(entered[0].flatten(0, 1))  # last: a batch that runs out of memory is taken again
 
     for _ in lm.in_batches(run, len(rows), rows.ids.shape[1] + 1):
         pass

@@ -254,7 +254,7 @@ class Training:
                 loss, upstream = head_gradient(
                     self.lm, hidden, lambda a, b, logits: self.losses(batch, start + a, start + b, logits)
                 )
-                found = torch.autograd.grad(hidden, leaves, upstream)
+                found = torch.autograd.grad(hidden, leaves, upstream, materialize_grads=True)
             weights.gather(found, gradient)
             total += float(loss)
 

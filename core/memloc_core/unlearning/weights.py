@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from memloc_core import architectures
+from memloc_core.architectures import Matrix, is_matrix
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import SparseEdit
 
@@ -96,8 +96,9 @@ class MaskedWeights:
 
     def gather(self, gradients: Sequence[Tensor], into: Tensor) -> None:
         """Add the gradients by the `leaves` to the vector `into` [k]."""
-        for part, g, total in zip(self.parts, gradients, torch.split(into, self.sizes), strict=True):
-            total.add_(g if part.gathers else g.reshape(-1)[part.indices])
+        pairs = zip(self.parts, gradients, strict=True)
+        # Whole and then once: a batch that runs out of memory here is taken again, and must have added nothing.
+        into.add_(torch.cat([g if part.gathers else g.reshape(-1)[part.indices] for part, g in pairs]))
 
     def edit(self, lm: LanguageModel, values: Tensor) -> SparseEdit:
         """The edit that makes the model hold `values`, on top of the edits that are in it now."""
@@ -138,7 +139,7 @@ class Named:
 
     name: str
     layer: int
-    matrix: architectures.Matrix
+    matrix: Matrix
     module: nn.Module
 
     @property
@@ -155,8 +156,7 @@ def matrices(lm: LanguageModel) -> list[Named]:
         layers = [lm.adapter.matrices(layer) for layer in range(lm.info.layers)]
     else:
         layers = [
-            [architectures.Matrix(w, lambda x: {"block": x[None]}) for w in block.parameters() if w.ndim == 2]
-            for block in lm.blocks
+            [Matrix(w, lambda x: {"block": x[None]}) for w in block.parameters() if is_matrix(w)] for block in lm.blocks
         ]
     by_parameter = {id(m.parameter): (i, m) for i, layer in enumerate(layers) for m in layer}
     found = []
