@@ -82,6 +82,8 @@ def test_every_value_arrives(write: Any) -> None:
         ("[keys]\n'explorer.sweep' = 5", ("line 2", "in quotes")),
         ("theme = \n", ("no TOML", "line 1")),
         ("a = [" * 3000, ("no TOML",)),
+        ("defaults.prefix_length = " + "1" * 5000, ("no TOML",)),
+        (".".join("a" * 1500) + " = 1", ("no TOML",)),
         (b"theme = 'x'\n# \xff", ("line 2", "UTF-8")),
         (b"#" * 1_000_001, ("larger",)),
     ],

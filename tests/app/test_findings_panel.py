@@ -12,9 +12,11 @@ from fake import FakeSession, base_em, make_paragraphs
 from helpers import app_of, notices, opened, shown, until
 
 from memloc_core.findings import CLAIMS, NAMES
-from memloc_core.requests import Answer, ComponentGradients, Finding, ParameterGradients, Provenance, Sweep
+from memloc_core.requests import Answer, ClaimTest, ComponentGradients, Finding, ParameterGradients, Provenance, Sweep
 from memloc_tui.app import MemlocApp
-from memloc_tui.findings import clock, setting_of
+from memloc_tui.catalogue import Catalogue
+from memloc_tui.edits import ActiveEdit
+from memloc_tui.findings import Pace, Step, clock, setting_of, test as claim_test
 from memloc_tui.settings import Settings
 from memloc_tui.widgets.findings_panel import scaled
 
@@ -215,3 +217,42 @@ def test_the_picture_of_an_effect() -> None:
     assert drawn.index("├") == round(13.1 / 23.6 * 24)
     assert drawn[-1] == "┤"
     assert clock(67.4) == "1:07"
+
+
+async def test_a_flip_to_edited_weights_and_back_stops_a_claim_wherever_the_person_looks(
+    app: MemlocApp, session: Session
+) -> None:
+    async with app.run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        editing = app.explorer.editing
+        editing.stack = [ActiveEdit("e" * 64, "file", "eeee")]
+        session.set_edits(editing._on_paper())
+        gate = session.hold[Sweep] = asyncio.Event()
+        await pilot.press("0", "t")
+        await until(pilot, lambda: any(isinstance(question, Sweep) for question in session.asked))
+        await pilot.press("4", "E", "E")
+        gate.set()
+        await pilot.pause(0.3)
+        assert not app.explorer.finds.running
+        done = {question.claim for question in session.kept if isinstance(question, ClaimTest)}
+        assert "harder-to-corrupt" not in done
+
+
+async def test_every_question_of_a_claim_is_about_the_weights_at_its_start(session: Session) -> None:
+    """Also where nobody stops it: the edits change while its first question is answered."""
+    await session.open()
+    rows = np.arange(ROWS)
+    catalogue = Catalogue(session.paragraphs, session.vocabulary)
+    catalogue.em = np.array([base_em(row) for row in rows])
+    catalogue.nll = np.ones(ROWS, np.float32)
+    claim = CLAIMS[NAMES.index("harder-to-corrupt")]
+    setting = setting_of(catalogue, session.model, quick=True)
+
+    def flip(step: Step) -> None:
+        session.edits = () if session.edits else (ActiveEdit("e" * 64, "file", "eeee"),)
+
+    finding = await claim_test(session, claim, setting, Pace(), flip)
+    sweeps = [question for question in session.asked if isinstance(getattr(question, "request", question), Sweep)]
+    assert len(sweeps) > 2
+    assert all(isinstance(question, Sweep) for question in sweeps)
+    assert session.kept[claim.question(setting)].result == finding

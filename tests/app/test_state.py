@@ -52,3 +52,9 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     assert isinstance(replace(state.load("fuzz", "p")[0]), Resume)
+
+
+def test_a_model_whose_path_is_no_utf_8_has_a_state_too() -> None:
+    state.save("caf\udce9", "p", Resume("abc"))
+    assert state.load("caf\udce9", "p")[0].paragraph == "abc"
+    assert state.load("caf", "p")[0].paragraph == ""

@@ -17,9 +17,20 @@ from helpers import app_of, notices, opened, screen_lines, shown, until as until
 from textual.pilot import Pilot
 
 from memloc_core.errors import EngineDied, MemlocError
-from memloc_core.requests import MASKS, Answer, Edited, EstimateRun, ExactMatch, MeasureRemains, Provenance, Unlearn
+from memloc_core.requests import (
+    MASKS,
+    Answer,
+    Continue,
+    Edited,
+    EstimateRun,
+    ExactMatch,
+    MeasureRemains,
+    Provenance,
+    Unlearn,
+)  # fmt: skip
 from memloc_tui import edits, runs, state
 from memloc_tui.app import MemlocApp
+from memloc_tui.edits import ActiveEdit
 from memloc_tui.runs import Run, checks, filled, options, points, verdict
 from memloc_tui.screens.planning import spelled
 from memloc_tui.settings import Settings
@@ -459,6 +470,19 @@ async def test_a_second_run_on_edited_weights_stands_on_the_first(app: MemlocApp
         rows.move_to(2)
         await pilot.press("t")
         assert [e.on for e in session.edits] == [False, True]
+
+
+async def test_an_edit_is_taught_what_the_weights_say_that_it_is_made_on(app: MemlocApp, session: RunSession) -> None:
+    """A flip while the alternatives are asked for changes none of them."""
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.commit(((3, 5),))
+        planning, editing = app.explorer.unlearning.planning, app.explorer.editing
+        below = editing.on
+        editing.stack, editing.edited = [ActiveEdit("e" * 64, "file", "eeee")], True
+        session.set_edits(editing._on_paper())
+        await planning.planned(filled({"objective": "edit"}), below)
+        assert asked(session, Continue)[0][1] == below == ()
 
 
 async def test_flipping_without_an_edit_says_why_nothing_happens(app: MemlocApp) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -14,6 +16,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -324,6 +327,39 @@ def test_a_broken_connection_is_taken_up_where_it_broke(hub, files):
     fetch()
     assert asked_from(hub) == [8192, 16384]
     assert same(files)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "bad record")])
+def test_a_network_that_goes_away_is_no_disk_error_and_is_tried_again(hub, files, monkeypatch, error):
+    """An unreachable host and a broken encryption are plain OSErrors, as a full disk is."""
+    hub.give(NAME, files)
+    read, failed = http.client.HTTPResponse.read1, []
+
+    def broken(answer, n=-1):
+        if not failed and n == fetching._CHUNK:
+            failed.append(True)
+            raise error
+        return read(answer, n)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", broken)
+    fetch()
+    assert failed
+    assert same(files)
+
+
+def test_a_stream_whose_network_goes_away_says_so(hub, files, monkeypatch):
+    hub.give(NAME, files)
+    monkeypatch.setattr(asking.Hub, "open", lambda *_: contextlib.nullcontext(NoRoute()))
+    monkeypatch.setattr(asking, "ATTEMPTS", 2)
+    with pytest.raises(MemlocError, match=r"stopped coming at byte 10: .*No route"):
+        asking.Hub(NAME, "main").part("model.safetensors", COMMIT, 10, 20)
+
+
+class NoRoute:
+    status = 206
+
+    def read(self):
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
 
 
 @pytest.mark.parametrize("ranges", [True, False])

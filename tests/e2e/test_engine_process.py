@@ -282,6 +282,43 @@ async def test_a_second_visit_needs_no_engine_and_notices_weights_that_changed(m
         assert session.peek(question) is None
 
 
+async def test_files_that_change_places_in_a_sitting_never_give_another_models_answers(
+    make_checkpoint, files, tmp_path
+):
+    """The engine is killed and reads what lies there now; kept under the old files' names, it would answer for them."""
+    folder, aside = make_checkpoint("first"), make_checkpoint("second", vocab_size=130)
+    chosen = Settings(str(folder), str(files / "rows.npy"), "cpu", cache_dir=tmp_path / "cache")
+    away = folder.with_name("away")
+    session = Session(chosen)
+    await session.open()
+    try:
+        first = session.model.identity
+        folder.rename(away)
+        session._client.kill()
+        for _ in range(2):
+            with pytest.raises(MemlocError, match="no folder"):
+                await until_started(session, Continue((1, 2), 3))
+        aside.rename(folder)  # and an engine without a model does not stay without one
+        await until_started(session, Continue((1, 2), 3))
+        assert session.model.identity != first
+    finally:
+        await session.close()
+    folder.rename(aside)
+    away.rename(folder)
+    async with visit(chosen) as (session, parts, _):
+        assert parts == ["vocabulary", "paragraphs", "model"]
+        assert session.model.identity == first
+
+
+async def until_started(session, request):
+    """The answer of the next engine: the one that was killed may still be dying."""
+    while True:
+        try:
+            return await session.ask(request)
+        except EngineDied:
+            await asyncio.sleep(0.05)
+
+
 async def test_without_the_cache_nothing_is_read_or_kept(tiny_checkpoint, files, tmp_path):
     chosen = Settings(str(tiny_checkpoint), str(files / "rows.npy"), "cpu", cache_dir=tmp_path / "c", use_cache=False)
     session = Session(chosen)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,16 @@ def test_the_rows_are_plain_bytes_under_the_codecs_keys(cache: ResultCache) -> N
     ((stored, raw, mode, filename, value),) = rows
     assert (stored, raw, mode, filename) == (name, 1, 1, None)
     assert value.endswith(codec.encode(continuation(5)))
+
+
+def test_a_clock_that_was_set_back_makes_new_results_no_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ResultCache(tmp_path / "cache", size_limit=400_000)
+    ahead = time.time() + 86_400
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: ahead)
+        for i in range(30):
+            assert cache.put(key(i), continuation(i, 2000))
+    for i in range(30, 40):
+        assert cache.put(key(i), continuation(i, 2000))
+    assert all(cache.get(key(i)) is not None for i in range(30, 40))
+    cache.close()

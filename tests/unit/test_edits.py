@@ -555,3 +555,27 @@ def test_an_export_touches_nothing_that_is_there_and_leaves_nothing_when_it_is_s
     engine.answer(ExportCheckpoint(str(tmp_path / "new")))
     assert (tmp_path / "new" / "config.json").is_file()
     assert not left.exists()
+
+
+def test_a_run_deletes_no_file_that_another_one_keeps(lm):
+    """The same run twice, at once or one after the other, comes to the same edits, which have the same file."""
+    steps = [run_of(make_edit(lm, seed=seed)) for seed in range(3)]
+    one, other = kept.RunFile(), kept.RunFile()
+    one.keep(steps[0])
+    first = one.keep(steps[1])
+    assert [found.path for found in kept.stored()] == [first]
+    assert other.finish(steps[1]) == first  # the other one is done, and has said that it is kept
+    assert one.keep(steps[2]) != first
+    assert {found.path for found in kept.stored()} == {first, one.path}
+    again = kept.RunFile()
+    assert again.keep(steps[1]) == first
+    again.drop()
+    one.drop()
+    assert [found.path for found in kept.stored()] == [first]
+
+
+def test_a_link_to_nowhere_hides_no_stored_edit(lm):
+    path = kept.store(run_of(make_edit(lm)))
+    (path.parent / "b0.safetensors").symlink_to("nowhere")
+    assert path in [found.path for found in kept.stored() if found.summary is not None]
+    assert kept.find(path.name[:8]) == path

@@ -71,6 +71,7 @@ class ParameterGradients(Request):
     """
 
     answer = ComponentGradients
+    version = 2
     paragraphs: tuple[Tokens, ...]
     prefix_length: int = 50
     components: tuple[str, ...] = ()
@@ -98,6 +99,7 @@ class ContrastGradients(Request):
     """Which weights matter to `changed` and not to `kept`, by both sets' own NLL gradients (METRICS.md)."""
 
     answer = GradientContrast
+    version = 2
     urgency = BACKGROUND
     changed: tuple[Tokens, ...]
     kept: tuple[Tokens, ...]

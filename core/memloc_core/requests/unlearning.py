@@ -173,7 +173,7 @@ class Unlearn(Request):
     """
 
     answer = Unlearning
-    version = 3
+    version = 4
     urgency = BACKGROUND
     targets: tuple[Tokens, ...]
     kept: tuple[Tokens, ...]
