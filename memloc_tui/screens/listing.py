@@ -145,6 +145,7 @@ class Listing:
         """By the next column."""
         resume = self.explorer.memloc.resume
         resume.sort = SORTS[(SORTS.index(cast(Sort, resume.sort)) + 1) % len(SORTS)]
+        self.telling.again()
         self.explorer.memloc.save_soon()
         self.show_order()
 

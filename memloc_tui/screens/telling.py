@@ -27,7 +27,7 @@ class Telling:
         self.explorer = explorer
         self.says = ""  # how far it is, or why there is nothing
         self._worker: Worker[None] | None = None
-        self._stopped = False  # by the person; choosing the order anew starts again
+        self._stopped = False  # by the person or an error; r or choosing the order anew starts again
 
     @property
     def running(self) -> bool:
@@ -49,7 +49,7 @@ class Telling:
             self.explorer.listing.draw_head()
 
     def again(self) -> None:
-        """What was stopped may begin once more."""
+        """What was stopped or failed may begin once more."""
         self._stopped = False
 
     async def _run(self, catalogue: Catalogue) -> None:
@@ -75,9 +75,9 @@ class Telling:
             catalogue.told[rows] = told(catalogue, rows, answers)
             self.says = ""
         except Cancelled:
-            self.says = "stopped, r goes on"
+            self._stopped, self.says = True, "stopped, r goes on"
         except MemlocError as error:
-            self.says = visible(str(error))
+            self._stopped, self.says = True, visible(str(error))
             explorer.memloc.say(self.says, severity="error")
             if isinstance(error, EngineDied):
                 explorer.memloc.engine_died(error)

@@ -10,8 +10,10 @@ import pytest
 from fake import FakeSession, P, base_em
 from helpers import app_of, notices, opened, shown, until
 
+from memloc_core.errors import Cancelled, MemlocError
 from memloc_core.requests import PrefixSignals, Request, Signals
 from memloc_tui.app import MemlocApp
+from memloc_tui.catalogue import SORTS
 from memloc_tui.settings import Settings
 
 
@@ -100,3 +102,28 @@ async def test_too_little_to_learn_from_is_said() -> None:
         await opened(pilot)
         await sort_by(pilot, "told")
         await until(pilot, lambda: any("needs at least 10 memorized" in text for text in notices(app_of(pilot))))
+
+
+@pytest.mark.parametrize("error", [MemlocError("no memory"), Cancelled("stopped by the engine")])
+async def test_an_error_is_asked_again_only_when_the_person_says_so(
+    error: MemlocError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memloc_tui.screens.listing.TELL_AFTER", 0.05)
+    session = Telling(120, spread(120))
+    session.fail[PrefixSignals] = error
+
+    def asked() -> int:
+        return sum(isinstance(request, PrefixSignals) for request in session.asked)
+
+    async with app_for(session).run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        explorer = app_of(pilot).explorer
+        await sort_by(pilot, "told")
+        for times, keys in enumerate(([], ["r"], ["s"] * len(SORTS)), 1):
+            await pilot.press(*keys)
+            await until(pilot, lambda times=times: asked() >= times and not explorer.listing.telling.running)
+            await pilot.pause(0.3)
+            assert asked() == times
+        session.fail.clear()
+        await pilot.press("r")
+        await until(pilot, lambda: (explorer.study.catalogue.told >= 0).all())
