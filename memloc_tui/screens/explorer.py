@@ -402,14 +402,16 @@ class Explorer(NotSelecting, Screen[None]):
         self.prefix.action_choose()
 
     def action_undo(self) -> None:
+        self.choosing.done(keep=False)
         if self.study is not None and (undo := self.study.here.undo):
             self._keep(undo.pop())
 
     def action_clear(self) -> None:
+        self.choosing.done(keep=False)
         self.commit(())
 
     def action_sweep(self) -> None:
-        self.choosing.close()
+        self.choosing.done(keep=False)
         self.sweeping.start()
 
     def action_sweep_options(self) -> None:
@@ -418,7 +420,7 @@ class Explorer(NotSelecting, Screen[None]):
         def chosen(run: bool | None) -> None:
             self.memloc.save_soon()
             self.sweeping.peek()
-            self.draw()
+            self.asking.ask()  # the reference is part of the question
             if run:
                 self.action_sweep()
 

@@ -161,6 +161,26 @@ async def test_several_replacements_undo_clear_and_history(app: MemlocApp) -> No
         await until(pilot, lambda: app.explorer.study.replacements == both)
 
 
+@pytest.mark.parametrize("key", ["w", "u", "U"])
+async def test_a_key_for_what_is_kept_closes_a_chooser_that_lost_the_keyboard(app: MemlocApp, key: str) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        await pilot.press("enter", *"dog", "enter")
+        await until(pilot, lambda: app.explorer.study.work[row].trials)
+        kept = ((0, DOG),) if key == "w" else ()
+        await pilot.press("right", "enter", *"dog")
+        await until(pilot, lambda: f"EM 50 → {em_after(row, ((0, DOG), (1, DOG)))}" in shown(app, "#continuation"))
+        await pilot.click("#continuation")
+        await pilot.press(key)
+        said = f"EM 50 → {em_after(row, kept)}" if kept else "EM 50 of 50"
+        await until(pilot, lambda: said in shown(app, "#continuation"))
+        assert app.explorer.study.trying is None
+        assert app.explorer.study.replacements == kept
+        assert shown(app, "#prefix").count("⇒") == len(kept)
+        assert not app.explorer.choosing.chooser.display
+
+
 async def test_choosing_the_original_token_takes_the_replacement_away(app: MemlocApp) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
@@ -182,6 +202,17 @@ async def test_non_memorized_paragraphs_are_matched_against_the_models_own_text(
         await pilot.press("f")  # now the true text
         await until(pilot, lambda: "vs own" not in shown(app, "#continuation"))
         await until(pilot, lambda: f"EM {base_em(25)} → {em_after(25, ((0, DOG),))}" in shown(app, "#continuation"))
+
+
+async def test_a_reference_that_is_chosen_in_the_sweep_options_is_asked_for(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.select(13)
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: f"EM {base_em(13)} → " in shown(app, "#continuation"))
+        await pilot.press("W", "down", "down", "down", "left", "escape")  # auto: own
+        await until(pilot, lambda: f"EM 50 → {em_after(13, ((0, DOG),), 'own')}" in shown(app, "#continuation"))
+        assert "vs own" in shown(app, "#continuation")
 
 
 # ------------------------------------------------------------------------------------------------------------- sweeps
