@@ -184,6 +184,11 @@ class Catalogue:
 
     # -------------------------------------------------------------------------------------------------------- text
 
+    def count(self, token: int) -> int:
+        """How often a token stands in the corpus; 0 for an id beyond those that were counted."""
+        counts = self.paragraphs.counts
+        return int(counts[token]) if 0 <= token < len(counts) else 0
+
     def rows_of(self, paragraphs: Sequence[Tokens]) -> tuple[int, ...]:
         """The rows of these paragraphs, as far as they are in the set."""
         import numpy as np

@@ -109,11 +109,12 @@ def paragraph_list(catalogue: Catalogue, rows: Iterable[int]) -> Table:
 
 
 def tokens(view: View, catalogue: Catalogue) -> Table:
-    """Prefix and continuation, one row per token; what is known only of the one is empty in the other."""
+    """Prefix and continuation, one row per token; what is known only of the one is empty in the other. Count and rank
+    are of what stands there, replaced or not; predicted and recited are to be read against the reference."""
     columns = (
         *("paragraph", "position", "part", "token_id", "token", "replaced_by_id", "replaced_by"),
         *("corpus_count", "rarity_rank", "sweep_drop", "overlay", "overlay_value"),
-        *("predicted_id", "predicted", "recited", "own_id", "own"),
+        *("against", "reference_id", "reference", "predicted_id", "predicted", "recited", "own_id", "own"),
     )
     rows: list[tuple[Cell, ...]] = []
     replaced, sweep, score = dict(view.replacements), view.sweep, view.score
@@ -130,17 +131,20 @@ def tokens(view: View, catalogue: Catalogue) -> Table:
                 drop,
                 view.overlay_says if value is not None else None,
                 value,
-                *(None,) * 5,
+                *(None,) * 8,
             )
         )
     for i, token in enumerate(view.continuation):
-        about: tuple[Cell, ...] = (None,) * 5
+        about: tuple[Cell, ...] = (None,) * 8
         if score is not None:
-            predicted = score.predicted[i]
+            reference, predicted = score.reference[i], score.predicted[i]
             # Recited up to the first token that differs; from there on the model's own text goes another way.
-            said = score.reference[i] if i < score.em else view.own[i - score.em] if view.own else None
+            said = reference if i < score.em else view.own[i - score.em] if view.own else None
             own = None if said is None else token_text(catalogue, said)
-            about = (predicted, token_text(catalogue, predicted), int(i < score.em), said, own)
+            about = (
+                *(score.against, reference, token_text(catalogue, reference)),
+                *(predicted, token_text(catalogue, predicted), int(i < score.em), said, own),
+            )
         place = view.prefix_length + i
         rows.append((Data(view.id), place, "continuation", token, token_text(catalogue, token), *(None,) * 7, *about))
     return Table("tokens", "prefix and continuation, one row a token", columns, tuple(rows))

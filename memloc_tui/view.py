@@ -104,8 +104,8 @@ class View:
     edits: str = ""  # names of the edits in the weights
     asking: bool = False
     error: str = ""
-    ranks: tuple[int, ...] = field(default=(), repr=False)  # [p] rarity: 1 = the rarest of the prefix
-    counts: tuple[int, ...] = field(default=(), repr=False)  # [p] corpus counts
+    ranks: tuple[int, ...] = field(default=(), repr=False)  # [p] rarity: 1 = the rarest of `perturbed`
+    counts: tuple[int, ...] = field(default=(), repr=False)  # [p] corpus counts of `perturbed`
 
     @property
     def prefix(self) -> Tokens:

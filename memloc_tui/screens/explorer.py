@@ -486,7 +486,8 @@ class Explorer(NotSelecting, Screen[None]):
         if self.study is not None:
             view, pieces = self.study.view(), self.study.catalogue.pieces
             in_continuation = self.focused is self.continuation
-            token = (view.continuation if in_continuation else view.perturbed)[
+            upper = view.score.reference if view.score is not None else view.continuation  # as the pane shows it
+            token = (upper if in_continuation else view.perturbed)[
                 self.continuation.cursor if in_continuation else self.prefix.cursor
             ]
             self.app.copy_to_clipboard(pieces[token].decode("utf-8", "replace") if 0 <= token < len(pieces) else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from memloc_tui.app import MemlocApp
     from memloc_tui.screens.explorer import Explorer
     from memloc_tui.tables import Table
+    from memloc_tui.view import View
 
 
 class Choice(NamedTuple):
@@ -125,11 +126,16 @@ class Export(Dialog[None]):
             return
         memloc.say(f"Written: {path}")
 
+    def _view(self) -> View:
+        """What is on screen; no number of an earlier question while this one has no answer."""
+        view = self.study.view()
+        return view if self.study.answered == self.study.question else replace(view, score=None, own=())
+
     def _table(self, view: str) -> Table | None:
         from memloc_tui import tables
 
         explorer, study = self.explorer, self.study
-        shown, scene = explorer.locating.look(study.view(), explorer.panel)
+        shown, scene = explorer.locating.look(self._view(), explorer.panel)
         if view == "list":
             return tables.paragraph_list(study.catalogue, explorer.list.order)
         if view == "tokens":
@@ -143,7 +149,7 @@ class Export(Dialog[None]):
 
         from memloc_core.codec import to_json
 
-        view, catalogue = self.study.view(), self.study.catalogue
+        view, catalogue = self._view(), self.study.catalogue
         document = {
             "paragraph": view.id,
             "tokens": list(view.tokens),

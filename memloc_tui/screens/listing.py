@@ -89,7 +89,8 @@ class Listing:
             return  # an earlier model's
         rows = catalogue.learn(chunk, result)
         self.explorer.list.repaint_paragraphs(rows)
-        if study.current in rows and study.score is None:
+        # Without some heads, the number before is the row's own with all of them.
+        if study.current in rows and (study.score is None or study.ablated):
             self.explorer.asking.ask()
         if soon and not self.resort_waits:
             self.resort_waits = True

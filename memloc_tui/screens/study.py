@@ -44,7 +44,7 @@ class Study:
         self.trying: Replacements | None = None  # while the chooser is open: what it tries
         self.edits = ""  # names of the edits that all of this is asked with
         self.forget()
-        self._ranks: tuple[int, tuple[int, ...], tuple[int, ...]] = (-1, (), ())
+        self._ranks: tuple[tuple[int, Replacements], tuple[int, ...], tuple[int, ...]] = ((-1, ()), (), ())
 
     def forget(self) -> None:
         """Nothing is known about the question on screen."""
@@ -109,8 +109,8 @@ class Study:
     def view(self) -> View:
         """Everything known about the paragraph on screen."""
         p, here = self.catalogue.paragraphs, self.here
-        if self._ranks[0] != self.current:
-            self._ranks = (self.current, *self._rarity())
+        if self._ranks[0] != (self.current, self.replacements):
+            self._ranks = ((self.current, self.replacements), *self._rarity())
         return View(
             index=self.current,
             id=p.ids[self.current],
@@ -132,10 +132,8 @@ class Study:
         )
 
     def _rarity(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Rank of each prefix token's corpus count within the prefix, 1 for the rarest, and the counts (METRICS)."""
-        p = self.catalogue.paragraphs
-        size = len(p.counts)
-        prefix = p.tokens[self.current, : p.prefix_length].tolist()
-        counts = tuple(int(p.counts[t]) if 0 <= t < size else 0 for t in prefix)
+        """Rank of each prefix token's corpus count within the prefix, 1 for the rarest, and the counts (METRICS). Of
+        what stands there now: it is what the model reads."""
+        counts = tuple(map(self.catalogue.count, self.prefix(self.current, self.replacements)))
         rank = {count: i + 1 for i, count in enumerate(sorted(set(counts)))}
         return tuple(rank[c] for c in counts), counts

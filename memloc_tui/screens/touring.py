@@ -190,8 +190,8 @@ class Touring:
         weights = found[0].weights[layer, head]
         view = study.view()
         top = sorted(range(len(weights)), key=lambda i: -weights[i])[:3]
-        row = study.catalogue.paragraphs.row(study.current)
-        names = ", ".join(f"{self._token(row[i])} ({weights[i]:.2f})" for i in top)
+        read = (*view.perturbed, *view.continuation)
+        names = ", ".join(f"{self._token(read[i])} ({weights[i]:.2f})" for i in top)
         rank = sum(view.ranks[i] for i in top if i < len(view.ranks)) / len(top)
         most = max(view.ranks, default=0)
         return (

@@ -81,8 +81,8 @@ class PrefixPane(TokenGrid):
             return ""
         token = view.prefix[position]
         parts = [f"{position} {quoted(self.text(token))} id {token}"]
-        if view.counts:
-            parts.append(f"count {view.counts[position]:,}")
+        if self.catalogue is not None:
+            parts.append(f"count {self.catalogue.count(token):,}")  # its own, whatever replaces it
         if view.sweep and (drop := view.sweep.drops[position]) == drop:
             parts.append(f"drop {number(drop)}")
         if view.overlay_values and (value := view.overlay_values[position]) == value:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake import DOG, PIECES, C, FakeSession, P, base_em, effect, em_after, make_paragraphs
 from helpers import notices, opened, screen_lines, shown, until
@@ -594,6 +596,31 @@ async def test_copying(app: MemlocApp) -> None:
         assert app.clipboard == b"".join(PIECES[t] for t in row).decode()
         await pilot.press("right", "Y")
         assert app.clipboard == PIECES[row[1]].decode()
+
+
+async def test_the_token_that_is_copied_is_the_one_that_the_pane_shows(app: MemlocApp, session: FakeSession) -> None:
+    own = list(range(100, 100 + C))
+    answer = session.answer
+    session.answer = lambda request: (  # type: ignore[method-assign]
+        replace(answer(request), reference=np.array(own)) if isinstance(request, Perturb) else answer(request)
+    )
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.select(25)
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: "vs own" in shown(app, "#continuation"))
+        await pilot.press("3", "right", "Y")
+        assert app.clipboard == PIECES[own[1]].decode()
+
+
+async def test_rarity_ranks_what_stands_in_the_prefix(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        prefix = [DOG, *make_paragraphs().row(app.explorer.current)[1:P]]
+        app.explorer.commit(((0, DOG),))
+        await pilot.press("o", "o")
+        ids = sorted(set(prefix), reverse=True)
+        assert [c[1].text.strip() for c in app.explorer.prefix.columns] == [str(ids.index(t) + 1) for t in prefix]
 
 
 # ------------------------------------------------------------------------------------------------------ sizes and state

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake import PIECES, FakeSession, P, base_em, make_paragraphs
+from fake import PIECES, C, FakeSession, P, base_em, make_paragraphs
 from helpers import notices, opened, until
 from hypothesis import given, settings as budget, strategies as st
 from scenes import (
@@ -27,10 +28,13 @@ from scenes import (
 )
 from test_hostile import hostile
 
+from memloc_core.errors import MemlocError
+from memloc_core.requests import Perturb
 from memloc_tui import tables
 from memloc_tui.app import MemlocApp
 from memloc_tui.screens.export import CHOICES
 from memloc_tui.settings import Settings
+from memloc_tui.view import Score
 from memloc_tui.widgets.attention_panel import attention_request
 from memloc_tui.widgets.panels import PANELS
 
@@ -96,6 +100,36 @@ async def test_every_choice_writes_a_file_also_of_hostile_paragraphs(tmp_path: P
     assert [row["row"] for row in listed["rows"]] == order
 
 
+async def test_a_question_without_an_answer_is_written_without_numbers(
+    app: MemlocApp, session: FakeSession, tmp_path: Path
+) -> None:
+    async with app.run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        session.fail[Perturb] = MemlocError("The engine cannot.")
+        app.explorer.commit(((3, 7),))
+        await until(pilot, lambda: app.explorer.study.error)
+        for key in "jt":
+            await pilot.press("e", key)
+            await pilot.pause(0.1)
+    (path,) = tmp_path.glob("memloc*.json")
+    document = json.loads(path.read_text())
+    assert (document["replacements"], document["score"], document["own_continuation"]) == ([[3, 7]], None, [])
+    (path,) = tmp_path.glob("*-tokens.csv")
+    assert {line["recited"] for line in written(tmp_path, path.name)} == {""}
+
+
+def test_tokens_say_what_they_are_matched_against() -> None:
+    scene = make_scene()
+    own = tuple(range(100, 100 + C))
+    score = Score(own, own, C, C, 0.5, 1.0, 1.0, against="own")
+    lines = read(tables.as_csv(tables.tokens(replace(scene.view, score=score), scene.catalogue)))
+    assert {line["against"] for line in lines[:P]} == {""}
+    for i, line in enumerate(lines[P:]):
+        assert (line["against"], line["reference_id"], line["predicted_id"]) == ("own", str(own[i]), str(own[i]))
+        assert json.loads(line["reference"]) == PIECES[own[i]].decode()
+        assert line["token_id"] == str(scene.view.tokens[P + i])  # the true text
+
+
 async def test_what_is_not_there_is_said_and_nothing_is_written(app: MemlocApp, tmp_path: Path) -> None:
     async with app.run_test(size=(120, 36)) as pilot:
         await opened(pilot)
@@ -156,8 +190,6 @@ def test_the_tables_of_the_tabs_hold_the_results_numbers() -> None:
 
 
 def test_the_patch_table_holds_estimates_and_exact_effects() -> None:
-    from dataclasses import replace
-
     scene, known = make_scene(), Answers()
     scene = replace(scene, view=replace(scene.view, replacements=((12, 3),)))
     estimate, exact = patches(exact=False), patches(exact=True, factor=0.5)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake import C, FakeSession, P, base_em, make_paragraphs
+from fake import DOG, C, FakeSession, P, base_em, make_paragraphs
 from helpers import notices, opened, screen_lines, shown, until
 from scenes import HEADS, LAYERS, ablations, attention, gradients, head_gradients, patches, rare_tokens, rarity
 from textual.binding import Binding
@@ -33,6 +34,7 @@ from memloc_core.requests import (
     Request,
 )
 from memloc_tui.app import MemlocApp
+from memloc_tui.edits import ActiveEdit
 from memloc_tui.figures import figure, short
 from memloc_tui.settings import Settings
 from memloc_tui.widgets.local_panel import LocalPanel
@@ -358,3 +360,37 @@ async def test_every_tab_shows_at_every_size(app: MemlocApp, size: tuple[int, in
             assert isinstance(panel, LocalPanel)
             assert panel.region.height > 0
         assert notices(app) == []
+
+
+async def test_a_replaced_token_has_its_own_count_and_rank_in_the_attention_tab_and_its_file(
+    app: MemlocApp, session: LocalSession, tmp_path: Path
+) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.commit(((1, DOG),))  # the head looks there most of all
+        await pilot.press("6")
+        await until(pilot, lambda: '" dog"' in shown(app, "#bottom"))
+        line = next(line for line in shown(app, "#attention-list").split("\n") if '" dog"' in line)
+        counts = session._paragraphs.counts
+        assert line.split()[2:5] == ["1", "1", str(counts[DOG])]  # rarer than every other word
+        await pilot.press("e", "c")
+        await until(pilot, lambda: list(tmp_path.glob("*-attention.csv")))
+        (path,) = tmp_path.glob("*-attention.csv")
+        with path.open(newline="") as file:
+            line = list(csv.DictReader(file))[1]
+        assert [line[name] for name in ("token_id", "corpus_count", "rarity_rank")] == [str(DOG), str(counts[DOG]), "1"]
+
+
+async def test_a_flip_with_a_head_ablated_has_the_edited_weights_whole_score_beside_it(
+    app: MemlocApp, session: LocalSession
+) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("a")
+        await until(pilot, lambda: "EM 50 → 47" in shown(app, "#continuation"))
+        session.hold[ExactMatch] = asyncio.Event()  # the list's scores come after the answer
+        app.explorer.editing.stack = [ActiveEdit("ff" * 32, "edit.safetensors", "an edit")]
+        await pilot.press("E")
+        await until(pilot, lambda: "edited" in shown(app, "#continuation") and app.explorer.study.score)
+        session.hold[ExactMatch].set()
+        await until(pilot, lambda: "EM 50 → 47" in shown(app, "#continuation"))
