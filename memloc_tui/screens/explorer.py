@@ -265,7 +265,8 @@ class Explorer(NotSelecting, Screen[None]):
         self.choosing.close()
         study.current = row
         study.forget()
-        self.prefix.cursor = self.continuation.cursor = 0
+        self.prefix.move_to(0)
+        self.continuation.move_to(0)
         self._remember()
         self.sweeping.peek()
         self.asking.ask()
@@ -305,6 +306,7 @@ class Explorer(NotSelecting, Screen[None]):
         study.here.replacements = replacements
         (study.catalogue.perturbed.add if replacements else study.catalogue.perturbed.discard)(study.current)
         self.list.repaint_paragraphs(range(study.current, study.current + 1))
+        self.listing.changed("perturbed")
         self._remember()
         self.asking.ask()
 

@@ -267,7 +267,4 @@ class Finds:
 
     def open_row(self, row: int) -> None:
         """This paragraph, in the list too where the filter lets it pass."""
-        explorer = self.explorer
-        explorer.select(row)
-        if row in explorer.list.order:
-            explorer.list.move_to(explorer.list.order.index(row))
+        self.explorer.listing.go_to(row)

@@ -140,7 +140,18 @@ class Listing:
         self.show_order()
         if self.explorer.current < 0 and len(catalogue):
             first = self.explorer.list.order[0] if self.explorer.list.order else 0
-            self.explorer.select(then if then >= 0 else first)
+            self.go_to(then if then >= 0 else first)
+
+    def changed(self, what: str) -> None:
+        """Other paragraphs are marked or perturbed now: a filter that asks for these lets others pass."""
+        if Term("is", "has", what) in self.terms:
+            self.filter()
+
+    def go_to(self, row: int) -> None:
+        """Show this paragraph, the list's cursor on it, or on none where the filter keeps it out."""
+        rows = self.explorer.list
+        rows.show_order(self.catalogue, rows.order, row)
+        self.explorer.select(row)
 
     def sort(self) -> None:
         """By the next column."""

@@ -45,6 +45,7 @@ class Planning:
         resume.unlearn["paragraphs"] = "marked" if study.catalogue.marked else "on screen"
         self.explorer.memloc.save_soon()
         self.explorer.list.repaint_paragraphs(range(study.current, study.current + 1))
+        self.explorer.listing.changed("marked")
         n = len(study.catalogue.marked)
         self.explorer.memloc.say(f"{n} marked to be changed together: x opens the form." if n else "None is marked.")
         self.explorer.draw()
@@ -58,6 +59,7 @@ class Planning:
         resume.unlearn["paragraphs"] = "on screen"
         self.explorer.memloc.save_soon()
         self.explorer.list.refresh()
+        self.explorer.listing.changed("marked")
         self.explorer.draw()
 
     def _rows(self, form: dict[str, str]) -> tuple[int, ...]:
@@ -74,7 +76,7 @@ class Planning:
         key = (rows, tuple(form.items()), self.explorer.editing.on, replaced, ready, running, study.identity)
         if key == self._asked:
             return
-        self._asked, self.estimate, self.wrong = key, None, False
+        self._asked, self.estimate, self.alternative, self.wrong = key, None, "", False
         self.lacks = "a run is going on: one at a time" if running else "estimating time and memory …"
         self.explorer.workers.cancel_group(self.explorer, "estimate")
         if not running and study.identity:

@@ -136,8 +136,8 @@ class Touring:
         catalogue = study.catalogue
         counts, memorized = catalogue.paragraphs.repetitions, catalogue.em >= catalogue.length
         if memorized.any():
-            self.explorer.select(max(memorized.nonzero()[0].tolist(), key=lambda row: (counts[row], -row)))
-            self.explorer.listing.show_order()
+            first = max(memorized.nonzero()[0].tolist(), key=lambda row: (counts[row], -row))
+            self.explorer.listing.go_to(first)
 
     # ------------------------------------------------------------------------------------------- what each step saw
 
@@ -214,7 +214,7 @@ class Touring:
         return self._ablated
 
     def forgets(self) -> str:
-        new = [run for run in self._runs if run.number not in self._runs_before]
+        new = [run for run in self._runs if run.number not in self._runs_before and not run.stored]
         if not new:
             return ""
         run, result = new[0], new[0].result

@@ -135,6 +135,7 @@ class RowList(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         self.virtual_size = Size(self.scrollable_content_region.width, self.count)
+        self.reveal()
 
     def move_to(self, index: int) -> None:
         """Put the cursor on a row, clamped to those that exist."""

@@ -17,6 +17,7 @@ from textual.dom import NoScreen
 
 from memloc_core.errors import EngineDied, MemlocError
 from memloc_core.requests import Continue, ExactMatch, Perturb, Sweep, SweepScores, random_tokens
+from memloc_core.sources import DEMO
 from memloc_tui.app import MemlocApp
 from memloc_tui.glyphs import piece_text
 from memloc_tui.settings import Settings
@@ -547,6 +548,89 @@ async def test_the_chunk_in_sight_is_asked_first(session: FakeSession) -> None:
         chunks = [many.rows[r.paragraphs[0]] // 64 for r in many.asked if isinstance(r, ExactMatch)]
         assert sorted(chunks) == list(range(10))
         assert chunks[1] == 9
+
+
+@pytest.mark.parametrize("what", ["marked", "perturbed"])
+async def test_a_filter_by_what_the_person_did_follows_what_they_do(app: MemlocApp, what: str) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+
+        async def do() -> None:
+            if what == "marked":
+                await pilot.press("m")
+            else:
+                app.explorer.commit(((0, DOG),))
+
+        await do()
+        await pilot.press("right_square_bracket")
+        await do()
+        await pilot.press("slash", *f"is:{what}", "enter")
+        await until(pilot, lambda: "2 of 30" in shown(app, "#list-pane"))
+        await pilot.press("m" if what == "marked" else "U")
+        await until(pilot, lambda: "1 of 30" in shown(app, "#list-pane"))
+        if what == "marked":
+            await pilot.press("M")
+            await until(pilot, lambda: "0 of 30" in shown(app, "#list-pane"))
+
+
+async def test_another_paragraph_begins_at_its_first_token(app: MemlocApp, session: FakeSession) -> None:
+    paragraphs = make_paragraphs()
+    alike = paragraphs.tokens.copy()
+    alike[:, :-1] = alike[0, :-1]  # near-duplicates: no line of the prefix differs
+    session._paragraphs = replace(paragraphs, tokens=alike)
+    session.rows = {session._paragraphs.row(row): row for row in range(30)}
+
+    def highlighted() -> list[str]:
+        strips = [app.explorer.prefix.render_line(y) for y in range(app.explorer.prefix.size.height)]
+        return [s.text for strip in strips for s in strip if s.style and s.style.reverse]
+
+    async with app.run_test(size=(60, 16)) as pilot:
+        await opened(pilot)
+        await pilot.press("end")
+        assert app.explorer.prefix.scroll_offset.y > 0
+        await pilot.press("right_square_bracket")
+        await pilot.pause(0.1)
+        assert app.explorer.prefix.cursor == 0
+        assert app.explorer.prefix.scroll_offset.y == 0
+        assert highlighted() == [text(alike[0, 0])]
+
+
+async def test_the_drawer_opens_where_the_cursor_stands() -> None:
+    many = FakeSession(100, make_paragraphs(100))
+    app = MemlocApp(Settings(model="fake", paragraphs="many"), many)  # type: ignore[arg-type]
+    async with app.run_test(size=NARROW) as pilot:
+        await opened(pilot)
+        await pilot.press(*["right_square_bracket"] * 60, "p")
+        await until(pilot, lambda: app.explorer.list.cursor in app.explorer.list.visible_rows)
+        assert app.explorer.list.cursor >= 60
+
+
+async def test_the_next_sitting_goes_on_in_the_list_too(session: FakeSession) -> None:
+    for _ in range(2):  # in the order of the file, which no exact match changes
+        app = MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
+        async with app.run_test(size=NARROW) as pilot:
+            await opened(pilot)
+            if app.resume.sort == "file":
+                assert "21/30" in shown(app, "#strip")
+                assert app.explorer.list.current == app.explorer.current == 20
+            while app.resume.sort != "file":
+                await pilot.press("s")
+            await pilot.press("1", "home", *["down"] * 20)
+            await pilot.pause(1.0)  # written as it goes
+
+
+async def test_the_tour_takes_the_list_along(session: FakeSession) -> None:
+    app = MemlocApp(Settings(model=DEMO, paragraphs=DEMO), session)  # type: ignore[arg-type]
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        while app.resume.sort != "file":
+            await pilot.press("s")
+        app.explorer.list.action_go(-1)
+        await app.explorer.action_begin_tour()
+        await until(pilot, lambda: app.explorer.current == 7)  # memorized, and 128 times in the training text
+        assert app.explorer.list.current == 7
+        await pilot.press("right_square_bracket")
+        assert app.explorer.current == 8
 
 
 # ----------------------------------------------------------------------------------------------------- overlays, export

@@ -105,6 +105,20 @@ async def test_enter_opens_the_view_on_the_paragraph_that_shows_it(app: MemlocAp
         assert explorer.list.current == 61
 
 
+async def test_a_paragraph_that_the_filter_keeps_out_takes_the_cursor_off_the_list(
+    app: MemlocApp, session: Session
+) -> None:
+    async with app.run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        await pilot.press("slash", *"em>=50", "enter")
+        await until(pilot, lambda: len(app.explorer.list.order) == 30)
+        await pilot.press("right_square_bracket")
+        app.explorer.finds.open_row(25)
+        await pilot.pause()
+        assert app.explorer.current == 25
+        assert app.explorer.list.current is None
+
+
 async def test_t_tests_claim_by_claim_and_keeps_each(app: MemlocApp, session: Session) -> None:
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(pilot)

@@ -27,7 +27,8 @@ from memloc_core.requests import (
     MeasureRemains,
     Provenance,
     Unlearn,
-)  # fmt: skip
+)
+from memloc_core.sources import DEMO
 from memloc_tui import edits, runs, state
 from memloc_tui.app import MemlocApp
 from memloc_tui.edits import ActiveEdit
@@ -184,6 +185,19 @@ async def test_an_edit_teaches_what_the_model_says_to_the_perturbed_prefix(app: 
     whole = session._paragraphs.row(row)
     assert run.objective == "edit"
     assert run.alternatives == ((*whole[:P], *range(C)),)  # the fake's greedy text counts from 0
+
+
+async def test_another_paragraph_has_not_the_former_ones_new_text(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.commit(((0, 180),))
+        app.resume.unlearn["objective"] = "edit"
+        await pilot.press("x")
+        await until(pilot, lambda: app.explorer.unlearning.planning.alternative)
+        assert app.explorer.unlearning.planning.alternative[:20] in tab(app)
+        await pilot.press("escape", "right_square_bracket")
+        await until(pilot, lambda: "has no perturbation yet" in tab(app))
+        assert app.explorer.unlearning.planning.alternative == ""
 
 
 async def test_an_edit_can_teach_typed_text_which_the_model_goes_on_with(app: MemlocApp, session: RunSession) -> None:
@@ -483,6 +497,28 @@ async def test_an_edit_is_taught_what_the_weights_say_that_it_is_made_on(app: Me
         session.set_edits(editing._on_paper())
         await planning.planned(filled({"objective": "edit"}), below)
         assert asked(session, Continue)[0][1] == below == ()
+
+
+async def test_the_tour_does_not_take_an_earlier_run_for_the_one_it_asks_for(session: RunSession) -> None:
+    def make(session: RunSession) -> MemlocApp:
+        given: Any = session
+        return MemlocApp(Settings(model=DEMO, paragraphs=DEMO), given)
+
+    async with (app := make(session)).run_test(size=WIDE) as pilot:
+        await form(pilot)
+        await pilot.press("enter")
+        await done(pilot)
+        await pilot.press("4")
+    async with (app := make(RunSession())).run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await app.explorer.action_begin_tour()
+        for _ in range(4):
+            await pilot.press("full_stop")
+        await pilot.press("x")  # only now are the stored runs read
+        await until(pilot, lambda: app.explorer.unlearning.all)
+        app.explorer.touring.look()
+        await pilot.pause()
+        assert "weights changed" not in shown(app, "#tour")
 
 
 async def test_flipping_without_an_edit_says_why_nothing_happens(app: MemlocApp) -> None:
