@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -79,11 +80,11 @@ def strings(n: int, seed: int = 0) -> Iterator[str]:
         yield "".join(parts)
 
 
-def unicode(step: int) -> Iterator[str]:
-    """Every `step`th character, and those around it where `step` is 1: 24 in a string."""
+def unicode(step: int, length: int = 24) -> Iterator[str]:
+    """Every `step`th character, `length` in a string."""
     codes = range(0, 0x110000, step)
-    for start in range(0, len(codes), 24):
-        yield "".join(map(chr, codes[start : start + 24]))
+    for start in range(0, len(codes), length):
+        yield "".join(map(chr, codes[start : start + length]))
 
 
 def clean(text: str, but: str = "") -> None:
@@ -240,7 +241,7 @@ async def test_every_export_and_report_holds_hostile_text_as_text(world: World, 
         with Progress(disable=True) as progress:
             asker = Asker(session, progress)
             asker.catalogue = catalogue
-            sample = list(range(0, len(catalogue.paragraphs), rounds(2, 12)))
+            sample = list(range(0, len(catalogue.paragraphs), rounds(2, 60)))
             document = await content.of_paragraphs(asker, sample, (0, 1))
             whole = await content.of_set(asker, sample)
             for report in (document, whole):
@@ -287,9 +288,9 @@ async def test_every_export_and_report_holds_hostile_text_as_text(world: World, 
 
 
 def test_a_document_of_nothing_but_hostile_text(seen: Any) -> None:
-    n = rounds(40, 20_000)
+    n, step = rounds(40, 20_000), rounds(5000, 1)
     tags = len(Page(as_html.write(nasty("x"))).tags)
-    for text in strings(n, 3):
+    for text in chain(strings(n, 3), unicode(step, 120)):
         page = Page(as_html.write(nasty(text)))
         assert set(page.tags) <= TAGS
         assert page.attributes <= ATTRIBUTES
@@ -297,7 +298,8 @@ def test_a_document_of_nothing_but_hostile_text(seen: Any) -> None:
             assert len(page.tags) == tags
         only_text(as_markdown.write(nasty(text)))
         clean(written(nasty(text), "terminal"), "\n")
-    seen(f"{n:,} strings in every place of a report, in HTML, Markdown and text")
+    every = len(range(0, 0x110000, step))
+    seen(f"{n:,} strings and {every:,} characters in every place of a report, in HTML, Markdown and text")
 
 
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
