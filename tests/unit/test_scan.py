@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from memloc_core.scan import repetitions
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions, keep_of
 from memloc_core.scan.kernel import exact_matches
-from memloc_core.scan.windows import order_of
+from memloc_core.scan.windows import order_of, windows_of
 from tests.unit import families
 
 
@@ -209,6 +210,29 @@ def test_arrays_of_ids_are_documents(tmp_path):
     assert np.concatenate([next(stream.read(run.start, 1)) for run in runs]).tolist() == list(range(100_000))
 
 
+def test_the_first_record_names_the_column_of_every_block_of_its_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n" + _lines({"input_ids": [1, 2]}, *({"input_ids": [1, 2], "tokens": [3]},) * 3))
+    starts = [run.start for run in open_stream(path).survey(1)]
+    assert [next(open_stream(path).read(start, 1)).tolist() for start in starts] == [[1, 2]] * 4
+
+
+@pytest.mark.parametrize("cell", ["[5, 6, 7]", "5 6 7", "5,6,7"])
+def test_token_ids_that_were_written_out_are_ids(tmp_path, cell):
+    (tmp_path / "a.csv").write_text(f'text_id,tokens\n1,"{cell}"\n2,\n')
+    (tmp_path / "b.jsonl").write_bytes(_lines({"tokens": cell}, {"tokens": ""}))
+    pq.write_table(pa.table({"tokens": [cell, "[]"]}), tmp_path / "c.parquet")
+    for file in corpus_files(str(tmp_path)):
+        first = next(open_stream(file).survey(1)).start
+        assert [ids.tolist() for ids in open_stream(file).read(first, 2)] == [[5, 6, 7], []]
+
+
+def test_a_window_of_exactly_the_share_of_distinct_tokens_is_kept():
+    ids = np.array([*range(55), *[0] * 45], np.int32)
+    assert len(windows_of([ids], 0, 100, 50, 0.55).tokens) == 1
+    assert len(windows_of([ids], 0, 100, 50, 0.56).tokens) == 0
+
+
 def _lines(*records):
     return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records).encode()
 
@@ -236,6 +260,7 @@ def _parquet(table):
             "",
             r"document 0, holds the token id 900, but .* knows the ids 0..119",
         ),
+        ("a.jsonl", _lines({"tokens": [1]}, {"tokens": "one"}), "", r"line 2, key 'tokens' is no list .*: 'one'"),
         ("a.jsonl", b"\n\n", "", r"holds no document"),
         ("a.jsonl.gz", gzip.compress(_lines({"text": "x" * 5000}), mtime=0)[:-20], "", r"a.jsonl.gz cannot be read"),
         ("a.csv", b"id,body\n1,x\n", "text", r"a.csv has no column 'text'; it has 'id', 'body'"),
@@ -519,9 +544,40 @@ def test_a_scan_goes_on_only_as_it_was_begun(engine, corpus, place, tmp_path, sm
         run_scan(engine, corpus, out, place=place)
 
 
+def test_a_set_inside_its_own_corpus_is_refused_before_it_is_there(engine, corpus, place):
+    with pytest.raises(UsageError, match="would lie in the corpus itself; give an --out outside of"):
+        run_scan(engine, corpus, corpus / "set.parquet", place=place)
+
+
+def test_the_token_counts_of_another_set_are_not_replaced(engine, corpus, place, tmp_path):
+    (tmp_path / "set.jsonl").touch()
+    (tmp_path / "set.counts.npy").write_bytes(b"counts of set.jsonl")
+    with pytest.raises(UsageError, match=r"set\.counts\.npy is there already"):
+        run_scan(engine, corpus, tmp_path / "set.parquet", place=place)
+    assert (tmp_path / "set.counts.npy").read_bytes() == b"counts of set.jsonl"
+
+
+def test_a_restart_that_is_refused_costs_no_finished_block(engine, corpus, place, tmp_path, small_blocks):
+    out = tmp_path / "set.parquet"
+    with pytest.raises(MemlocError, match="killed"):
+        run_scan(engine, corpus, out, engines=Here(engine, 2), place=place)
+    text = (corpus / "a.jsonl").read_text()
+    for options, added, said in ((replace(OPTIONS, window=999), "", "more than the"), (OPTIONS, "{oops", "not JSON")):
+        (corpus / "a.jsonl").write_text(text + added)
+        with pytest.raises(UsageError, match=said):
+            run_scan(engine, corpus, out, options, place=place, restart=True)
+        assert ScanFolder(out).done("blocks") == [0, 1]
+
+
+def test_a_corpus_file_may_have_a_name_that_is_no_utf_8(engine, corpus, place, tmp_path):
+    (corpus / "a.jsonl").rename(os.fsdecode(os.fsencode(corpus) + b"/a\xff.jsonl"))
+    run_scan(engine, corpus, tmp_path / "set.parquet", place=place)
+    sources = pq.read_table(tmp_path / "set.parquet")["source"].to_pylist()
+    assert sources[0] == str(corpus.resolve() / "a") + "\\xff.jsonl"
+
+
 def test_a_corpus_that_changes_under_the_scan_is_noticed(engine, corpus, place, tmp_path, small_blocks):
     """The same size and the same time: only the second reading can tell."""
-    import os
 
     class Changes(Here):
         async def answers(self, requests, on_progress):

@@ -8,7 +8,6 @@ holds one text a line.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memloc_core.corpora.streams import ids_in_text
 from memloc_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -221,10 +221,8 @@ def _wanted() -> str:
 
 
 def _ids_in_text(path: Path, row: int, cell: Any) -> list[int]:
-    """Token ids written as [1, 2], 1,2 or 1 2."""
-    words = re.split(r"[\s,]+", cell.strip(" \t\r\n[]")) if isinstance(cell, str) else [""]
     try:
-        return [int(word) for word in words]
+        return ids_in_text(cell if isinstance(cell, str) else "none")
     except ValueError:
         raise UsageError(f"{path}, row {row}: {str(cell)[:40]!r} is no list of token ids.") from None
 

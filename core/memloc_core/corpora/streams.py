@@ -14,8 +14,10 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -32,6 +34,7 @@ TEXT_COLUMNS = ("text", "content", "document", "paragraph")
 TOKEN_COLUMNS = ("tokens", "token_ids", "input_ids")
 PIECE = 1 << 16
 _ROWS = 256  # of a table at once
+_AROUND_IDS = " \t\r\n[]"  # where they were written out
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".txt", ".txt.gz", ".parquet", ".arrow", ".npy")
 
 
@@ -139,10 +142,18 @@ def _pick_column(path: File, found: list[str], wanted: str) -> str:
     raise UsageError(f"{path} has {columns}, and none of the usual names; say which one with --text-column.")
 
 
-def _document(value: Any, where: str) -> Document:
-    """Text or token ids; None, as a table's gap gives it, is an empty document. Raises UsageError for all else."""
+def _document(value: Any, where: str, column: str) -> Document:
+    """Text or token ids; None, as a table's gap gives it, is an empty document. Raises UsageError for all else.
+
+    Text in a column of token ids, as in a .csv cell, is a list of them that was written out.
+    """
     if value is None:
         return ""
+    if isinstance(value, str) and column in TOKEN_COLUMNS:
+        try:
+            value = ids_in_text(value) if value.strip(_AROUND_IDS) else []
+        except ValueError:
+            raise UsageError(f"{where} is no list of token ids: {value[:40]!r}.") from None
     if isinstance(value, str):
         try:
             value.encode()
@@ -160,6 +171,11 @@ def _document(value: Any, where: str) -> Document:
             return ids.astype(np.int64)
         raise UsageError(f"{where} is a list, but not of token ids.")
     raise UsageError(f"{where} is neither text nor token ids, but {type(value).__name__}.")
+
+
+def ids_in_text(cell: str) -> list[int]:
+    """Token ids written as [1, 2], 1,2 or 1 2. Raises ValueError for anything else."""
+    return [int(word) for word in re.split(r"[\s,]+", cell.strip(_AROUND_IDS))]
 
 
 # ---------------------------------------------------------------------------------------------------- files of lines
@@ -214,36 +230,56 @@ class _JsonLines:
         self._path, self._column = path, column
 
     def survey(self, grain: int) -> Iterator[Run]:
+        column = self._named()
         for number, (offset, line) in enumerate(_lines(self._path, 0), 1):
             if line.strip():
-                self._parsed(line, f"{self._path}, line {number},")
+                _in_json(line, f"{self._path}, line {number},", column)
                 yield Run(offset, 1, len(line))
 
     def read(self, start: int, documents: int) -> Iterator[Document]:
+        column = self._named()
         for offset, line in _lines(self._path, start):
             if documents == 0:
                 return
             if line.strip():
                 documents -= 1
-                yield self._parsed(line, f"{self._path}, the line at byte {offset:,},")
+                yield _in_json(line, f"{self._path}, the line at byte {offset:,},", column)
         if documents:
             raise _gone(self._path)
 
-    def _parsed(self, line: bytes, where: str) -> Document:
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{where} is no UTF-8: {error.reason} at its byte {error.start}.") from None
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where} is not JSON: {error}.") from None
-        if not isinstance(record, dict):
-            raise UsageError(f"{where} is not a JSON object.")
-        if not self._column:
-            self._column = _pick_column(self._path, list(record), "")
-        if self._column not in record:
-            keys = ", ".join(map(repr, record)) or "none"
-            raise UsageError(f"{where} has no key {self._column!r}; its keys: {keys}.")
-        return _document(record[self._column], f"{where} key {self._column!r}")
+    def _named(self) -> str:
+        state = "" if isinstance(self._path, hub.HubFile) else file_state(self._path)
+        return self._column or _first_column(str(self._path), state)
+
+
+@lru_cache(maxsize=1)
+def _first_column(name: str, state: str) -> str:
+    """The usual name that a file's first record has: every block of the file is read by it, wherever it begins."""
+    path = located(name)
+    for number, (_, line) in enumerate(_lines(path, 0), 1):
+        if line.strip():
+            return _pick_column(path, list(_record(line, f"{path}, line {number},")), "")
+    return ""  # nobody asks: there is no record
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is no UTF-8: {error.reason} at its byte {error.start}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON: {error}.") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"{where} is not a JSON object.")
+    return record
+
+
+def _in_json(line: bytes, where: str, column: str) -> Document:
+    record = _record(line, where)
+    if column not in record:
+        keys = ", ".join(map(repr, record)) or "none"
+        raise UsageError(f"{where} has no key {column!r}; its keys: {keys}.")
+    return _document(record[column], f"{where} key {column!r}", column)
 
 
 class _Csv:
@@ -252,7 +288,7 @@ class _Csv:
         csv.field_size_limit(1 << 30)
 
     def survey(self, grain: int) -> Iterator[Run]:
-        for offset, end, _ in self._records(self._header()[1], 0):
+        for offset, end, _ in self._records(self._header()[2], 0):
             yield Run(offset, 1, end - offset)
 
     def read(self, start: int, documents: int) -> Iterator[Document]:
@@ -264,22 +300,22 @@ class _Csv:
         if documents:
             raise _gone(self._path)
 
-    def _header(self) -> tuple[int, int]:
-        """The column's place, and where the rows begin."""
+    def _header(self) -> tuple[str, int, int]:
+        """The column and its place, and where the rows begin."""
         for _, end, row in self._rows(0):
             name = _pick_column(self._path, row, self._column)
-            return row.index(name), end
+            return name, row.index(name), end
         raise UsageError(f"{self._path} is empty.")
 
     def _records(self, start: int, documents: int) -> Iterator[tuple[int, int, Document]]:
-        place, _ = self._header()
+        column, place, _ = self._header()
         for offset, end, row in self._rows(start):
             if not row:
                 continue
             where = f"{self._path}, the row at byte {offset:,},"
             if len(row) <= place:
                 raise UsageError(f"{where} has {len(row)} cells; its text should be in cell {place + 1}.")
-            yield offset, end, _document(row[place], where)
+            yield offset, end, _document(row[place], where, column)
 
     def _rows(self, start: int) -> Iterator[tuple[int, int, list[str]]]:
         """(first byte, byte after the end, cells). A cell may span lines, so the reader is fed and watched."""
@@ -416,7 +452,7 @@ class _Table:
                         value = column[i].values if self._lists and column[i].is_valid else column[i].as_py()
                     except UnicodeDecodeError:
                         raise UsageError(f"{where} is no UTF-8.") from None
-                    yield _document(value, where)
+                    yield _document(value, where, self._column)
                 if row >= end:
                     return
         raise _gone(self._path)

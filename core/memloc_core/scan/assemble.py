@@ -152,6 +152,7 @@ class _Rows:
         strata = scan_stratum(em, self._c)
         self.kept += np.bincount(strata, minlength=len(SCAN_STRATA))
         unknown = [None] * k
+        source = file.encode(errors="surrogateescape").decode(errors="backslashreplace")  # a name may be no UTF-8
         offsets = pa.array(np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32))
         columns = {
             "tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens.ravel(), pa.int32())),
@@ -162,7 +163,7 @@ class _Rows:
             "count": unknown if self._repetitions is None else self._repetitions[rows],
             "document": block.document[taken],
             "offset": block.offset[taken],
-            "source": [file] * k,
+            "source": [source] * k,
         }
         arrays = [
             column if isinstance(column, pa.Array) else pa.array(column, self._schema.field(name).type)

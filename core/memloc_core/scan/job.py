@@ -13,6 +13,7 @@ import heapq
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from memloc_core import hub
@@ -147,20 +148,22 @@ class Scan:
         Raises UsageError, naming what is not as it was when the scan was begun.
         """
         assert self._files is not None
-        if str(self.folder.out.resolve()) in self._files.files:
+        out, corpus = self.folder.out.resolve(), Path(self._corpus).expanduser().resolve()
+        if str(out) in self._files.files:
             raise UsageError(f"{self.folder.out} is a file of the corpus itself; give another --out.")
-        if replace:
-            self.folder.clear()
+        if corpus.is_dir() and out.is_relative_to(corpus):  # its files would be new in the corpus when it goes on
+            raise UsageError(f"{self.folder.out} would lie in the corpus itself; give an --out outside of {corpus}.")
         if info.positions and self.options.window > info.positions:
             raise UsageError(
                 f"A window of {self.options.window} tokens is more than the {info.positions} that {info.name} can read."
             )
-        if self.folder.begun:
+        if self.folder.begun and not replace:
             self._compare(self.folder.manifest(), info)
             self._plan = self.folder.plan()
             return
-        if self.folder.out.exists() and not replace:
-            raise UsageError(f"{self.folder.out} is there already; give another --out, or --restart to replace it.")
+        for file in (self.folder.out, self.folder.counts):  # NAME.counts.npy may be of a set NAME.jsonl
+            if file.exists() and not replace:
+                raise UsageError(f"{file} is there already; give another --out, or --restart to replace it.")
         if block_tokens <= 0:
             block_tokens = int(_RATES.get(info.device.split(":")[0], 5e10) * _BLOCK_SECONDS / (2 * info.parameters + 1))
             block_tokens = max(8_192, min(8 << 20, block_tokens))
@@ -180,6 +183,8 @@ class Scan:
             "options": asdict(options),
         }
         try:
+            if replace:
+                self.folder.clear()  # not before all else is well: what is refused costs no finished block
             self.folder.begin(manifest, self._plan)
         except OSError as error:
             raise MemlocError(f"{self.folder.path} cannot be written: {error.strerror or error}.") from None

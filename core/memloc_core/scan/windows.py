@@ -120,7 +120,7 @@ def windows_of(documents: list[Tokens32], first: int, window: int, stride: int, 
     rows, numbers, offsets = np.concatenate(tokens), np.concatenate(number), np.concatenate(offset)
     ordered = np.sort(rows, axis=1)
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
-    varied = distinct >= min_unique * window
+    varied = distinct >= min_unique * window - 1e-9  # 0.55 x 100 is a little more than 55 in floating point
     return Windows(rows[varied], numbers[varied], offsets[varied], int((~varied).sum()), short)
 
 
