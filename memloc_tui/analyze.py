@@ -382,7 +382,7 @@ def replacements_of(
 
 def token_of(catalogue: Catalogue, text: str) -> int:
     """The token whose text is exactly this; raises UsageError with the nearest ones where there is none."""
-    wanted = text.encode()
+    wanted = text.encode(errors="surrogateescape")  # a token may be bytes that are no UTF-8, and so may an argument
     for token, piece in enumerate(catalogue.pieces):
         if piece == wanted:
             return token

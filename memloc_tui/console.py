@@ -247,8 +247,8 @@ class Out(Console):
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(_json(value, sys.stdout.encoding or "ascii"))
+    """One JSON document on stdout, where there is one: a shell's >&- leaves none."""
+    click.echo(_json(value, getattr(sys.stdout, "encoding", None) or "ascii"))
 
 
 def _json(value: Any, encoding: str) -> str:

@@ -177,7 +177,7 @@ def read_detector(path: Path) -> tuple[Detector, str]:
         return Detector(names, weights, float(saved["bias"]), mean, spread), str(saved["fitted_on"])
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise UsageError(f"{path} is no detector; memloc-tui detect --out FILE writes one.") from None
 
 

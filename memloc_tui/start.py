@@ -23,7 +23,8 @@ def main() -> None:
 
 def has_terminal() -> bool:
     """Whether there is a person to explore for: at a terminal, or in a browser, which Textual's driver serves."""
-    return (sys.stdin.isatty() and sys.stdout.isatty()) or "WebDriver" in os.environ.get("TEXTUAL_DRIVER", "")
+    terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))  # None: a shell's >&-
+    return terminal or "WebDriver" in os.environ.get("TEXTUAL_DRIVER", "")
 
 
 def explore(config: Config, tour: bool = False) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from fake import PIECES, FakeSession, base_em, make_paragraphs, make_vocabulary
 from hypothesis import given, strategies as st
 
+from memloc_core.requests import Vocabulary
+from memloc_tui.analyze import token_of
 from memloc_tui.catalogue import SORTS, Catalogue, FilterError, parse_filter
 
 
@@ -102,6 +106,11 @@ def test_strata_count_each_paragraph_once(catalogue: Catalogue) -> None:
     catalogue.learn(0, session.answer(catalogue.request(0)))
     assert catalogue.strata == {"memorized": 10, "partly": 10, "non-memorized": 10}
     assert catalogue.known == 30
+
+
+def test_a_token_of_bytes_that_are_no_utf_8_is_found_as_a_command_line_gives_it() -> None:
+    vocabulary = Vocabulary(np.frombuffer(b" a\xc3", np.uint8), np.array([0, 2, 3]), "")
+    assert token_of(Catalogue(make_paragraphs(), vocabulary), os.fsdecode(b"\xc3")) == 1
 
 
 def test_a_hundred_thousand_rows_sort_quickly() -> None:

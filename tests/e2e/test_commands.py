@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from memloc_core.errors import UsageError
 from memloc_core.requests import ExactMatch, OpenModel, Perturb, Sweep
-from memloc_tui.files import write_whole
+from memloc_tui.console import print_json
+from memloc_tui.files import check_can_be_written, write_whole
+from memloc_tui.start import has_terminal
 from tests.conftest import give_words, result
 
 COMMAND = (sys.executable, "-m", "memloc_tui")
@@ -369,6 +372,32 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.read(reader, 100) == b"through"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no such devices here")
+def test_a_pipe_without_a_path_can_be_written_as_a_shell_names_it():
+    reading, writing = os.pipe()
+    for number in range(2):
+        check_can_be_written(Path(f"/dev/fd/{writing}"))
+        write_whole(Path(f"/dev/fd/{writing}"), str(number))
+    os.close(writing)
+    with open(reading) as file:
+        assert file.read() == "01"
+
+
+def test_links_in_a_circle_are_said(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(UsageError, match="a cannot be written: Too many levels"):
+        check_can_be_written(tmp_path / "a")
+    with pytest.raises(OSError, match="Too many levels"):
+        write_whole(tmp_path / "a", "text")
+
+
+def test_without_a_stdout_there_is_nothing_to_print_and_no_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    print_json({"a": 1})
+    assert not has_terminal()
 
 
 # ------------------------------------------------------------------------------------------------------ other commands

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from memloc_core import detection
 from memloc_core.errors import UsageError
 from memloc_core.requests import PrefixSignals
+from memloc_tui.detecting import read_detector
 from tests.conftest import result
 
 
@@ -140,6 +141,14 @@ def test_too_few_of_a_kind_are_refused() -> None:
         detection.check(np.array([True] * 9 + [False] * 30), np.arange(39))
     with pytest.raises(UsageError, match="near-duplicates"):
         detection.check(np.array([True] * 20 + [False] * 20), np.arange(40) % 5)
+
+
+def test_what_is_no_detector_is_said_whatever_it_holds(tmp_path: Path) -> None:
+    about = {"format": "memloc-detector 1", "names": "a", "weights": [1], "mean": [1], "spread": [1]}
+    for text in ("[" * 200_000, json.dumps(about | {"bias": 10**400})):
+        (tmp_path / "detector.json").write_text(text)
+        with pytest.raises(UsageError, match="is no detector; memloc-tui detect"):
+            read_detector(tmp_path / "detector.json")
 
 
 def test_the_command_fits_keeps_and_judges_a_detector(tmp_path: Path) -> None:
