@@ -371,7 +371,7 @@ def _plain(text: str) -> str:
 
 
 def _picture(summary: dict[str, Any]) -> str:
-    """Forgetting against retention."""
+    """Forgetting against retention; "" where there are no others whose retention could be drawn."""
     panels = []
     for title, lines in _by_panel(summary):
         spots = [
@@ -388,7 +388,7 @@ def _picture(summary: dict[str, Any]) -> str:
         panels.append(Panel(title, runs, spots))
     with_others = any(not math.isnan(spot.y.value) for panel in panels for spot in panel.spots)
     if not with_others:
-        raise MemlocError("The set has no other memorized paragraphs, so there is no retention to draw.")
+        return ""
     return against(
         "What unlearning costs the others, by mask",
         (f"EM lost by the changed paragraph, of {summary['length']} tokens", "EM lost"),
@@ -407,12 +407,19 @@ def _check_folder(out: Path) -> None:
 
 
 def _write(out: Path, summary: dict[str, Any]) -> None:
-    """The three files, each whole or not at all."""
+    """The three files, each whole or not at all; two where there is nothing to draw."""
     texts = (json.dumps(summary, indent=1) + "\n", _markdown(summary), _picture(summary))
+    written = {name: text for name, text in zip(FILES, texts, strict=True) if text}
     try:
         out.mkdir(exist_ok=True)
-        for name, text in zip(FILES, texts, strict=True):
+        for name, text in written.items():
             write_whole(out / name, text)
     except OSError as error:
         raise MemlocError(f"{out} cannot be written: {error.strerror or error}.") from None
-    click.echo(f"{', '.join(FILES)} written to {out}", err=True)
+    click.echo(f"{', '.join(written)} written to {out}", err=True)
+    if len(written) < len(FILES):
+        click.echo(
+            f"memloc-tui: {FILES[-1]} is not written: the set has no other memorized paragraphs, so there is no "
+            "retention to draw.",
+            err=True,
+        )

@@ -81,6 +81,14 @@ class Selection:
             rows.extend(found.values())
         return rows
 
+    async def distinct_rows(self, asker: Asker) -> list[int]:
+        """`rows`, of a set only the first of each paragraph: what a scan found may stand in it many times."""
+        if not self.stratum:
+            return await self.rows(asker)
+        rows = await replace(self, limit=None).rows(asker)
+        first = {asker.catalogue.paragraphs.ids[row]: row for row in reversed(rows)}
+        return sorted(first.values())[: self.limit]
+
     async def two_sets(self, asker: Asker, both: bool = True) -> tuple[tuple[Tokens, ...], tuple[Tokens, ...]]:
         """The selected memorized and non-memorized paragraphs, at most `limit` of each; `both` must be there."""
         catalogue = asker.catalogue

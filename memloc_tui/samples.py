@@ -52,11 +52,11 @@ class Samples:
         return self.known == self.size
 
     def stratum(self, of: Of) -> tuple[int, ...]:
-        """All rows of a stratum in the order of their ids; () until every exact match is known."""
+        """All rows of a stratum in the order of their ids, of copies the first; () until every exact match is known."""
         if of not in self._strata and self.ready:
             ids, ems = self.catalogue.paragraphs.ids, self.catalogue.em[: self.size].tolist()
-            rows = [row for row, em in enumerate(ems) if self.catalogue.stratum_of(em) == of]
-            self._strata[of] = tuple(sorted(rows, key=lambda row: (ids[row], row)))
+            rows = {ids[row]: row for row in reversed(range(self.size)) if self.catalogue.stratum_of(ems[row]) == of}
+            self._strata[of] = tuple(rows[id_] for id_ in sorted(rows))
         return self._strata.get(of, ())
 
     def said(self, of: Of, most: int) -> str:

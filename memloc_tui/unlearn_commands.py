@@ -85,7 +85,7 @@ def unlearn(settings: Settings, selection: Selection, options: UnlearnOptions, i
 
     async def work(asker: Asker) -> Done:
         catalogue, session = asker.catalogue, asker.session
-        rows = await selection.rows(asker)
+        rows = await selection.distinct_rows(asker)
         await asker.score([*range(min(DRAWN_FROM, len(catalogue))), *rows])
         alternatives = await instead.paragraphs(asker, rows, options.seed) if options.objective == "edit" else ()
         request = plan(catalogue, rows, options, alternatives)

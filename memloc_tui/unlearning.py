@@ -134,6 +134,7 @@ def remains(catalogue: Catalogue, rows: Sequence[int], options: UnlearnOptions |
         prefix_length=paragraphs.prefix_length,
         left_context=_joined(paragraphs.row(row) for row in groups.left_context),
         other_text=tuple(paragraphs.row(row) for row in groups.relearn),
+        shifts=tuple(shift for shift in MeasureRemains.shifts if shift < paragraphs.prefix_length),
         relearn_steps=options.relearn,
         seed=options.seed,
     )

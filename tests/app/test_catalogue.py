@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, strategies as st
 from memloc_core.requests import Vocabulary
 from memloc_tui.analyze import token_of
 from memloc_tui.catalogue import SORTS, Catalogue, FilterError, parse_filter
+from memloc_tui.samples import Samples
 
 
 @pytest.fixture
@@ -106,6 +108,12 @@ def test_strata_count_each_paragraph_once(catalogue: Catalogue) -> None:
     catalogue.learn(0, session.answer(catalogue.request(0)))
     assert catalogue.strata == {"memorized": 10, "partly": 10, "non-memorized": 10}
     assert catalogue.known == 30
+
+
+def test_a_sample_holds_each_paragraph_once(catalogue: Catalogue) -> None:
+    ids = catalogue.paragraphs.ids
+    catalogue.paragraphs = replace(catalogue.paragraphs, ids=(*ids[:4], ids[1], ids[1], *ids[6:]))
+    assert Samples(catalogue).stratum("memorized") == (0, 1, 2, 3, 6, 7, 8, 9)
 
 
 def test_a_token_of_bytes_that_are_no_utf_8_is_found_as_a_command_line_gives_it() -> None:

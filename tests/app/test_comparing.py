@@ -10,7 +10,7 @@ import pytest
 
 from memloc_core.errors import UsageError
 from memloc_core.requests import GradientContrast
-from memloc_tui.comparing import Arm, Comparison, Trial, _markdown, _picture, _places, summarize
+from memloc_tui.comparing import Arm, Comparison, Trial, _markdown, _picture, _places, _write, summarize
 from memloc_tui.pictures import HUES, Axis, Drawing, Panel, Spot, Value, against
 
 TOP = Arm("memloc", "unlearn", "gradient", "", 0.001)
@@ -67,6 +67,14 @@ def test_table_and_picture_hold_every_arm():
         assert picture.count(f">{label}<") == 2, "beside its mark, and in the key"
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_without_others_there_is_a_table_and_no_picture(tmp_path, capsys):
+    _write(tmp_path / "figure", summarize([trial(TOP, "000", 0, 0, 3, math.nan)], ABOUT))
+    assert sorted(path.name for path in (tmp_path / "figure").iterdir()) == ["table.json", "table.md"]
+    said = capsys.readouterr().err
+    assert "table.json, table.md written to" in said
+    assert "picture.svg is not written: the set has no other memorized paragraphs" in said
 
 
 def test_places_are_where_memorized_gradients_stand_out():

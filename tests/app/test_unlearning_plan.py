@@ -16,6 +16,7 @@ from memloc_core.requests import (
     OBJECTIVES,
     Continue,
     EncodeText,
+    MeasureRemains,
     ParagraphSet,
     Sweep,
     Unlearn,
@@ -23,6 +24,7 @@ from memloc_core.requests import (
 )
 from memloc_tui import cli
 from memloc_tui.catalogue import Catalogue
+from memloc_tui.console import Selection
 from memloc_tui.unlearning import (
     UnlearnOptions,
     perturbed_alternative,
@@ -191,6 +193,13 @@ def test_what_remains_is_measured_on_text_that_the_run_never_saw():
     assert question.left_context == run.left_context
 
 
+def test_what_remains_after_short_prefixes_is_asked_only_of_windows_that_still_have_one():
+    catalogue = families()
+    assert remains(catalogue, [2]).shifts == (1, 5)
+    catalogue.paragraphs = replace(catalogue.paragraphs, prefix_length=21)
+    assert remains(catalogue, [2]).shifts == MeasureRemains.shifts
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "alternatives", "says"),
     [
@@ -222,6 +231,22 @@ def test_a_set_with_nothing_to_keep_is_said():
     # What is not recited can be taught, and a paragraph can be pushed on for its own sake.
     assert plan(same, [7], UnlearnOptions(objective="memorize")).targets == (same.paragraphs.row(7),)
     assert plan(same, [7], UnlearnOptions(goal="steps")).targets == (same.paragraphs.row(7),)
+
+
+def test_of_copies_in_a_set_only_the_first_is_changed():
+    catalogue = families()
+    ids = catalogue.paragraphs.ids
+    catalogue.paragraphs = replace(catalogue.paragraphs, ids=(*ids[:3], ids[1], ids[1], *ids[5:]))
+
+    async def score(rows):
+        assert len(rows) == len(catalogue)
+
+    asker = SimpleNamespace(catalogue=catalogue, score=score)
+    chosen = Selection((), "memorized", 4, False, None)
+    assert asyncio.run(chosen.distinct_rows(asker)) == [0, 1, 2, 10]
+    assert asyncio.run(replace(chosen, stratum="all").distinct_rows(asker)) == [0, 1, 2, 5]
+    twice = Selection((ids[2], ids[2]), None, None, False, None)
+    assert asyncio.run(twice.distinct_rows(asker)) == [2, 2]
 
 
 def ask_with(answers):
