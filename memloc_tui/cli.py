@@ -223,7 +223,7 @@ def report(
         raise UsageError("--findings is about the whole set; it goes without --paragraph, --set and --limit.")
     if quick and not findings:
         raise UsageError("--quick goes with --findings.")
-    selection = Selection(ids, None if ids else stratum or "all", limit, False, out)
+    selection = Selection(ids, stratum or (None if ids else "all"), limit, False, out)
     write(settings, selection, form, head, findings, quick)
 
 
@@ -242,7 +242,9 @@ _RUN: tuple[Callable[[F], F], ...] = (
         help="Or what the model says with this prefix token replaced. [the one that costs the most EM]",
     ),
     click.option("--mask", type=click.Choice(MASKS), help="How the weights that may change are chosen. [auto]"),
-    click.option("--place", metavar="WHERE", help="For the masks head (L1H2), layer (L3) and component (W_out)."),
+    click.option(
+        "--place", metavar="WHERE", help="For the masks head (L1H2), layer (L3), component (W_out) and neurons (L2)."
+    ),
     click.option("--sparsity", type=float, metavar="SHARE", help="Share of the weights that may change. [0.001]"),
     click.option("--goal", type=click.Choice(GOALS), help="Where to stop: it no longer starts, or nothing is left."),
     click.option("--steps", type=int, metavar="N", help="Adam steps, at most."),
@@ -250,9 +252,23 @@ _RUN: tuple[Callable[[F], F], ...] = (
     click.option("--kl-weight", type=float, metavar="W", help="How firmly other text is held."),
     click.option("--keep", type=int, metavar="N", help="Paragraphs trained to stay as they are."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the split, the batches and random masks. [0]"),
-    click.option("--protocol", type=click.Choice(PROTOCOLS), help="paper: as the paper did it. [memloc]"),
+    click.option(
+        "--protocol",
+        type=click.Choice(PROTOCOLS),
+        help="paper: as the paper did it, with its own goal, steps, rate and KL weight. [memloc]",
+    ),
     click.option("--relearn", type=click.IntRange(0), metavar="N", help="Steps on other text, to see what comes back."),
 )
+
+
+def _check_protocols(context: click.Context, protocols: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Raise UsageError for options that no run would look at."""
+    from memloc_tui.unlearning import PAPERS_OWN
+
+    own = [option for option in context.command.params if option.name in PAPERS_OWN and given[option.name] is not None]
+    if own and set(protocols) == {"paper"}:
+        flags = ", ".join(option.opts[0] for option in own)
+        raise UsageError(f"The paper's protocol has its own goal, steps, rate and KL weight; leave out {flags}.")
 
 
 @cli.command("unlearn")
@@ -284,6 +300,7 @@ def unlearn_(
     from memloc_tui.unlearning import UnlearnOptions
 
     settings = _settings(context, given)
+    _check_protocols(context, (given["protocol"],), given)
     selection = Selection(ids, stratum, limit, as_json, out)
     options = UnlearnOptions(**{name: value for name, value in given.items() if value is not None})
     asked.unlearn(settings, selection, options, asked.Instead(texts, replacements))
@@ -378,6 +395,7 @@ def compare_masks(
     settings = _settings(context, given)
     options = UnlearnOptions(**{name: value for name, value in given.items() if value is not None})
     objectives, protocols = objectives or OBJECTIVES[:2], protocols or PROTOCOLS[:1]
+    _check_protocols(context, protocols, given)
     comparison = comparing.Comparison(masks, objectives, protocols, limit, seeds, options)
     comparing.compare(settings, comparison, out, as_json)
 
@@ -497,6 +515,8 @@ def _analysis(name: str, *options: Callable[[Any], Any]) -> Callable[[Callable[[
             from memloc_tui.console import Selection
 
             settings = _settings(context, given)
+            if every and stratum not in (None, "all"):
+                raise UsageError(f"--all is the same as --set all; leave it out, or --set {stratum}.")
             chosen = {field: given.pop(field) for field in ("ids", "limit", "as_json", "out")}
             selection = Selection(stratum="all" if every else stratum, **chosen)
             getattr(asked, function.__name__)(settings, selection, **given)

@@ -28,6 +28,7 @@ from memloc_tui.samples import DRAWN_FROM
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
 from memloc_tui.unlearning import (
+    PAPERS_OWN,
     UnlearnOptions,
     judged,
     kept_so_far,
@@ -82,6 +83,8 @@ class Instead:
 def unlearn(settings: Settings, selection: Selection, options: UnlearnOptions, instead: Instead) -> None:
     """Change the selected paragraphs in one run, keep its edit, and say what it did and what is left."""
     instead.check(options, len(selection.ids) or None)
+    if selection.out is not None:
+        _check_out(selection.out, settings.edits)
 
     async def work(asker: Asker) -> Done:
         catalogue, session = asker.catalogue, asker.session
@@ -110,6 +113,14 @@ def unlearn(settings: Settings, selection: Selection, options: UnlearnOptions, i
         print_json(done.record())
     else:
         done.print()
+
+
+def _check_out(out: Path, stands_on: Sequence[str]) -> None:
+    """Raise UsageError where a run's best step, again and again, must not take the place of what is in `out`."""
+    if out.exists() and not out.is_file():
+        raise UsageError(f"{out} is no file; --out of unlearn is replaced with each better step, so it has to be one.")
+    if out.resolve() in map(edits.find, stands_on):
+        raise UsageError(f"{out} is an edit that this run stands on, and would be lost; give another --out.")
 
 
 @dataclass
@@ -204,9 +215,9 @@ class Done:
         about |= {"groups": dict(zip(GROUPS, map(len, self._groups()), strict=True))}
         about |= {"remains": {"before": self.before, "after": self.after}}
         about |= {"old_text": self._texts(self.before), "new_text": self._texts(self.after)}
-        options = {
-            f.name: getattr(self.request, f.name) for f in fields(UnlearnOptions) if hasattr(self.request, f.name)
-        }
+        unused = PAPERS_OWN if self.request.protocol == "paper" else ()
+        names = [f.name for f in fields(UnlearnOptions) if hasattr(self.request, f.name) and f.name not in unused]
+        options = {name: getattr(self.request, name) for name in names}
         return dict(to_json(about | {"options": options, "provenance": self.answer.provenance}))
 
     def print(self) -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 WATCHED = 32  # paragraphs in each group that a run watches; twice as many of general text
 RELEARN_TEXT = 64  # paragraphs of other text to fine-tune on afterwards
 LEFT_CONTEXT = 1  # paragraphs that stand before a target
+PAPERS_OWN = ("goal", "steps", "learning_rate", "kl_weight")  # options that its protocol has values of its own for
 _KINDS = ("memorized", "non-memorized")
 
 

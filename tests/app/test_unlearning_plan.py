@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from memloc_core.errors import UsageError
 from memloc_core.requests import (
@@ -298,3 +299,20 @@ def test_alternatives_begin_with_the_rows_own_prefix():
 
 def test_the_commands_know_the_names_of_the_requests():
     assert (cli.OBJECTIVES, cli.MASKS, cli.GOALS) == (OBJECTIVES, MASKS, GOALS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("unlearn", "--paragraph", "a", "--protocol", "paper", "--lr", "1", "--goal", "steps"), "out --goal, --lr"),
+        (("compare-masks", "--protocol", "paper", "--steps", "3"), "leave out --steps"),
+        (("unlearn", "--paragraph", "a", "--edit", "EDIT", "--out", "EDIT"), "is an edit that this run stands on"),
+        (("unlearn", "--paragraph", "a", "--out", "/dev/null"), "/dev/null is no file"),
+    ],
+)
+def test_what_a_run_would_not_look_at_or_would_overwrite_is_refused(arguments, says, tmp_path):
+    edit = tmp_path / "base.safetensors"
+    edit.touch()
+    done = CliRunner().invoke(cli.cli, [str(edit) if argument == "EDIT" else argument for argument in arguments])
+    assert isinstance(done.exception, UsageError)
+    assert says in str(done.exception)

@@ -231,6 +231,7 @@ ROW = ("--paragraph", IDS[0])
         bad(2, "--prefix-length", *OPTIONS, "--prefix-length", "x", "list"),
         bad(2, "Which paragraphs", *OPTIONS, "analyze", "exact-match"),
         bad(2, "not both", *OPTIONS, "analyze", "exact-match", *ROW, "--all"),
+        bad(2, "--set memorized", *OPTIONS, "analyze", "exact-match", "--all", "--set", "memorized"),
         bad(2, "--limit", *OPTIONS, "analyze", "exact-match", *ROW, "--limit", "3"),
         bad(2, "No paragraph", *OPTIONS, "analyze", "exact-match", "--paragraph", "zzz"),
         bad(2, "70 paragraphs have", *OPTIONS, "analyze", "exact-match", "--paragraph", ""),

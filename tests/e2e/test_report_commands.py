@@ -150,6 +150,7 @@ def test_the_original_against_the_edited_model(memloc, models, place):
         (("report", "--findings", "--set", "all"), "--findings is about the whole set"),
         (("report", "--quick"), "--quick goes with --findings"),
         (("report", "--paragraph", "zz"), "No paragraph has an id"),
+        (("report", "--paragraph", "zz", "--set", "memorized"), "not both"),
         (("report", "--limit", "1", "--out", "no/such/folder/x.html"), "cannot be written"),
     ],
 )

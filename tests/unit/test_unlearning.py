@@ -833,6 +833,7 @@ def test_an_estimate_says_k_and_about_how_long_a_step_takes():
         ({"mask": "neurons", "sparsity": 1e-4}, "one neuron"),
         ({"mask": "neurons", "sparsity": 0.9}, "neurons of one layer have"),
         ({"mask": "component", "place": "W_X"}, "W_X"),
+        ({"mask": "gradient", "place": "L1H2"}, "'gradient' has no place 'L1H2'"),
         ({"mask": "head", "place": "L1H2", "sparsity": 0.9}, "give at most"),
         ({"mask": "best"}, "no mask"),
         ({"goal": "win"}, "no goal"),

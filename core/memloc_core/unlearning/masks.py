@@ -41,9 +41,11 @@ def meant(lm: LanguageModel, request: Unlearn) -> Mask:
 
 
 def size(lm: LanguageModel, mask: Mask, sparsity: float, place: str = "") -> int:
-    """k. Raises UsageError for a sparsity outside (0, 1], and for a place that is not there or is too small."""
+    """k. Raises UsageError for a sparsity outside (0, 1], and for a place that means nothing or is too small."""
     if not (math.isfinite(sparsity) and 0 < sparsity <= 1):
         raise UsageError(f"A sparsity of {sparsity:g} is no share of the weights; give one above 0 and at most 1.")
+    if place and mask not in (*PLACED, "neurons"):
+        raise UsageError(f"The mask {mask!r} has no place {place!r}; only {', '.join(PLACED)} and neurons have one.")
     found = matrices(lm)
     total = sum(m.parameter.numel() for m in found)
     if not total:
