@@ -106,7 +106,8 @@ def analysis(lm: LanguageModel, request: Request) -> Steps:
     """The steps of one analysis. Raises UsageError for a request that is none, or with a word that is no choice."""
     if type(request) not in ANALYSES:
         raise UsageError(f"{type(request).__name__} is no analysis.")
-    for name, known in _choices(type(request)).items():
+    kind: Any = type(request)
+    for name, known in _choices(kind).items():
         if (value := getattr(request, name)) not in known:
             raise UsageError(f"There is no {name} {value!r}; there are {', '.join(known)}.")
     if getattr(request, "seed", 0) < 0:

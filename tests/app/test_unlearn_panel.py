@@ -193,11 +193,11 @@ async def test_another_paragraph_has_not_the_former_ones_new_text(app: MemlocApp
         app.explorer.commit(((0, 180),))
         app.resume.unlearn["objective"] = "edit"
         await pilot.press("x")
-        await until(pilot, lambda: app.explorer.unlearning.planning.alternative)
-        assert app.explorer.unlearning.planning.alternative[:20] in tab(app)
+        planning = app.explorer.unlearning.planning
+        await until(pilot, lambda: planning.alternative and planning.alternative[:20] in tab(app))
         await pilot.press("escape", "right_square_bracket")
         await until(pilot, lambda: "has no perturbation yet" in tab(app))
-        assert app.explorer.unlearning.planning.alternative == ""
+        assert planning.alternative == ""
 
 
 async def test_an_edit_can_teach_typed_text_which_the_model_goes_on_with(app: MemlocApp, session: RunSession) -> None:
