@@ -61,7 +61,7 @@ class EngineClient:
 
     async def ask(self, request: Request, on_progress: Callable[[Progress], None] | None = None) -> Answer[Any]:
         """The engine's answer. Cancelling the awaiting task cancels the work. Raises MemlocError, EngineDied."""
-        await self.start()
+        await self.start(anew=request.keeps)  # what is read from files needs no model
         return await self._send(request, on_progress)
 
     def pause(self, request: Request, paused: bool) -> bool:
@@ -74,15 +74,16 @@ class EngineClient:
                 found = True
         return found
 
-    async def start(self) -> None:
-        """Start the process unless it runs; returns as soon as it can be written to."""
+    async def start(self, anew: bool = True) -> None:
+        """Start the process unless it runs; returns as soon as it can be written to. `anew`: one that could not open
+        its model is started again, because whatever kept it from that may be over."""
         async with self._starting:
             if self._closed:
                 raise Cancelled("The session is closed.")
             if self._process is not None and self._process.returncode is None:
-                if not self._refused():
+                if not (anew and self._refused()):
                     return
-                self._process.kill()  # it has no model, and whatever kept it from one may be over
+                self._process.kill()
                 await self._process.wait()
             self._set_state("starting")
             # -P: a torch.py or queue.py in the person's folder is not what the engine wants to import.
