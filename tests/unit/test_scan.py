@@ -19,7 +19,7 @@ import transformers
 from memloc_core.corpora.streams import corpus_files, open_stream
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.requests import SCAN_STRATA, OpenParagraphs, PlanScan, ScanBlock, scan_stratum
+from memloc_core.requests import SCAN_STRATA, AssembleScan, OpenParagraphs, PlanScan, ScanBlock, scan_stratum
 from memloc_core.scan import repetitions
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions, keep_of
@@ -479,6 +479,21 @@ def test_a_scan_that_was_stopped_goes_on_and_ends_in_the_same_set(
     assert len(blocks) + len(again) > 6
     assert pq.read_table(tmp_path / "set.parquet").equals(pq.read_table(tmp_path / "whole.parquet"))
     assert (tmp_path / "set.counts.npy").read_bytes() == (tmp_path / "whole.counts.npy").read_bytes()
+
+
+def test_what_an_engine_left_that_was_killed_while_it_assembled_goes_with_the_next(
+    engine, corpus, place, tmp_path, small_blocks
+):
+    out = tmp_path / "set.parquet"
+    with pytest.raises(MemlocError, match="killed"):
+        run_scan(engine, corpus, out, engines=Here(engine, 4), place=place)
+    folder = ScanFolder(out)
+    left = [folder.path / name for name in (".set.1", ".windows.1", ".windows.npy.1")]
+    for path in left:
+        path.write_bytes(b"half")
+    engine.answer(AssembleScan(str(folder.path), str(out), windows=True))
+    assert not [path for path in left if path.exists()]
+    assert folder.windows.exists()
 
 
 def test_the_set_depends_neither_on_the_blocks_nor_on_their_order(

@@ -115,6 +115,9 @@ class _Rows:
         self._row = 0
         self._scores = _Finished(folder, "scores")
         self._repetitions: Any = None
+        for pattern in (".set.*", ".windows.*"):  # of an engine that was killed here; no other one assembles now
+            for left in folder.path.glob(pattern):
+                left.unlink(missing_ok=True)
         self._beside = folder.path / f".set.{os.getpid()}"
         self._tokens_beside = folder.path / f".windows.{os.getpid()}"
         self._tokens = self._tokens_beside.open("wb") if request.windows else None
