@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from memloc_core import language_model
-from memloc_core.engine import analysis
+from memloc_core.engine import Engine, analysis
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import Alternatives, AttentionPattern, Continue, ExactMatch, MeasureRemains, Perturb, Sweep
 from tests.conftest import result
@@ -168,15 +168,17 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(demo, demo_paragraph
         if kwargs["input_ids"].shape[0] > 7:
             raise torch.OutOfMemoryError("simulated")
 
+    engine = Engine()
+    engine.lm = demo
     hook = demo.model.base_model.register_forward_pre_hook(allocator_limit, with_kwargs=True)
-    said = len(demo.notices)
     try:
-        halved = result(demo, request)
+        answer = engine.answer(request)
     finally:
         hook.remove()
+    halved = answer.result
     np.testing.assert_array_equal(halved.em, whole.em)
     np.testing.assert_allclose(halved.nll, whole.nll, rtol=1e-5)
-    assert "40 rows at once; went on with 20" in demo.notices[said]
+    assert "40 rows at once; went on with 20" in answer.provenance.notices[0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from transformers import GPTNeoConfig
 
 from memloc_core.analyses import unlearning
+from memloc_core.engine import Engine
 from memloc_core.errors import Cancelled, UsageError
 from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, Unlearn
 from memloc_core.unlearning import masks, neurons
@@ -764,7 +765,10 @@ def test_bf16_weights_are_trained_in_fp32_and_rounded_when_written():
 
 def test_the_paper_s_protocol_moves_every_weight_by_its_decay():
     lm = tiny("gpt_neo")
-    run = result(lm, asked(protocol="paper", mask="gradient"))
+    engine = Engine()
+    engine.lm = lm
+    answer = engine.answer(asked(protocol="paper", mask="gradient"))
+    run = answer.result
     total = sum(m.parameter.numel() for m in matrices(lm))
     assert len(run.loss) == 10
     assert run.stopped == "steps"
@@ -773,7 +777,7 @@ def test_the_paper_s_protocol_moves_every_weight_by_its_decay():
     # Without a gradient Adam's first step is the rate against the weight's sign, whatever its size; so are the next.
     outside = np.abs(np.abs(run.edit.new - run.edit.old) - run.best * 1e-5) < 2e-6
     assert outside.mean() > 0.95
-    assert any(f"{run.changed:,}" in notice for notice in lm.notices)
+    assert any(f"{run.changed:,}" in notice for notice in answer.provenance.notices)
 
 
 @pytest.mark.parametrize("mask", ["gradient", "difference", "ratio", "random", "neurons"])
