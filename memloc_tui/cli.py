@@ -1,7 +1,7 @@
 """Every command. `memloc-tui` alone opens the explorer, or prints a report where there is no terminal.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong use. `--json` prints one JSON document on stdout and nothing else;
-progress goes to stderr. What a command does is in `commands`, imported when the command runs: the explorer's first
+progress goes to stderr. What a command does is in modules of their own, imported when the command runs: the explorer's first
 frame does not wait for it.
 """
 
@@ -38,8 +38,9 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option(
         "--paragraphs",
         metavar="SOURCE",
-        help="demo, a .jsonl, .txt, .npy, .pt, .csv, .parquet or .arrow file, PREFIX.npy+SUFFIX.npy, a folder of "
-        "either or one saved by datasets, or ORG/NAME[@CONFIG][:SPLIT] in its local cache. [demo]",
+        help="demo, a .jsonl, .txt, .npy, .pt, .csv, .parquet or .arrow file, PREFIX.npy+SUFFIX.npy or a folder "
+        "with one such pair, a folder saved by datasets, or ORG/NAME[@CONFIG][:SPLIT], prepared by datasets or fetched "
+        "by download --data. [demo]",
     ),
     click.option("--device", metavar="DEVICE", help="auto, cpu, cuda:N or mps. [auto]"),
     click.option("--dtype", metavar="DTYPE", help="auto (float32), float32, bfloat16 or float16. [auto]"),
@@ -246,18 +247,24 @@ _RUN: tuple[Callable[[F], F], ...] = (
         "--place", metavar="WHERE", help="For the masks head (L1H2), layer (L3), component (W_out) and neurons (L2)."
     ),
     click.option("--sparsity", type=float, metavar="SHARE", help="Share of the weights that may change. [0.001]"),
-    click.option("--goal", type=click.Choice(GOALS), help="Where to stop: it no longer starts, or nothing is left."),
-    click.option("--steps", type=int, metavar="N", help="Adam steps, at most."),
-    click.option("--lr", "learning_rate", type=float, metavar="RATE", help="Adam's learning rate."),
-    click.option("--kl-weight", type=float, metavar="W", help="How firmly other text is held."),
-    click.option("--keep", type=int, metavar="N", help="Paragraphs trained to stay as they are."),
+    click.option(
+        "--goal",
+        type=click.Choice(GOALS),
+        help="Where to stop: break, it no longer starts; forget, nothing of it is left; steps, after all. [break]",
+    ),
+    click.option("--steps", type=int, metavar="N", help="Adam steps, at most. [100]"),
+    click.option("--lr", "learning_rate", type=float, metavar="RATE", help="Adam's learning rate. [0.01]"),
+    click.option("--kl-weight", type=float, metavar="W", help="How firmly other text is held. [30]"),
+    click.option("--keep", type=int, metavar="N", help="Paragraphs trained to stay as they are. [96]"),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Of the split, the batches and random masks. [0]"),
     click.option(
         "--protocol",
         type=click.Choice(PROTOCOLS),
         help="paper: as the paper did it, with its own goal, steps, rate and KL weight. [memloc]",
     ),
-    click.option("--relearn", type=click.IntRange(0), metavar="N", help="Steps on other text, to see what comes back."),
+    click.option(
+        "--relearn", type=click.IntRange(0), metavar="N", help="Steps on other text, to see what comes back. [20]"
+    ),
 )
 
 
@@ -277,7 +284,9 @@ def _check_protocols(context: click.Context, protocols: tuple[str, ...], given: 
 @click.option("--set", "stratum", type=click.Choice(("memorized", "non-memorized", "all")), help="All of one kind.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the set.")
 @partial(_with, _RUN)
-@click.option("--out", type=click.Path(path_type=Path), metavar="EDIT", help="An edit file; the store keeps it anyway.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="EDIT", help="An edit file; the store has a finished run too."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def unlearn_(
@@ -730,7 +739,10 @@ def edits_remove(edit: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def download(context: click.Context, name: str, data: bool, as_json: bool, **given: Any) -> None:
-    """Fetch model NAME into the local Hugging Face cache. Nothing else here goes to the network."""
+    """Fetch model NAME, or with --data the files of a data set, into the local Hugging Face cache.
+
+    Nothing else here but scan --stream goes to the network.
+    """
     from memloc_tui import download as fetching
 
     fetching.download(_settings(context, given), name, as_json, data)
@@ -765,7 +777,7 @@ def serve(context: click.Context, port: int, host: str | None, **given: Any) -> 
 
 @cli.group("config")
 def config_group() -> None:
-    """The configuration file: theme, mouse, keys, defaults of the options."""
+    """The configuration file: theme, mouse, keys, defaults of eight options."""
 
 
 @config_group.command("path")

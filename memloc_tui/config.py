@@ -3,7 +3,7 @@
     theme = "ansi-dark"              # a Textual theme
     mouse = false                    # leave the mouse to the terminal
 
-    [defaults]                       # the command line's options
+    [defaults]                       # of the command line's options; `config show` lists which
     model = "~/models/gpt-neo-125m"
     device = "cuda:0"
 
@@ -11,7 +11,7 @@
     "explorer.sweep" = "f5"
 
 A value that is wrong is named with its line and what is allowed, and its default stands in for it: a bad file never
-keeps the explorer from opening. Commands refuse it. Read before the first frame, so without a file nothing is imported.
+keeps the explorer from opening. Commands refuse it, but for keys, which they do not look at. Read before the first frame, so without a file nothing is imported.
 """
 
 from __future__ import annotations

@@ -239,7 +239,9 @@ class Done:
         if n > _ROWS_SHOWN:
             out.print(Text(f"and {n - _ROWS_SHOWN} more; --json has all of them"))
         name = self.result.edit.fingerprint[: edits.SHORT]
-        out.print(Text(visible(f"Kept in {self.file}. Ask the edited model with --edit {name} on any command.")))
+        out.print(
+            Text(visible(f"Kept in {self.file}. Ask the edited model with --edit {name} on any command but scan."))
+        )
 
     def _table(self, n: int) -> Any:
         """Means before and after: of the paragraphs, then of each group that there is."""

@@ -48,7 +48,7 @@ class TokenScores:
     nll: Tensor  # float32 nats
 
     def exact_match(self, targets: Tensor) -> Tensor:
-        """Leading positions where the argmax is the target, [n]: greedy decoding's exact match (METRICS.md)."""
+        """Leading positions where the argmax is the target, [n]: greedy decoding's exact match (README)."""
         return (self.predicted == targets).long().cumprod(-1).sum(-1)
 
     def deciding_margin(self, targets: Tensor) -> Tensor:
@@ -189,9 +189,12 @@ class LanguageModel:
     def refuse_no_numbers(self, *values: Any) -> None:
         """Raise MemlocError where scores [...] are NaN: an overflow in half precision, or weights that are broken."""
         if any(math.isnan(float(torch.as_tensor(value).sum())) for value in values):
-            info, edited = self.info, " with these edits" if self.edits else ""
-            mend = "switch the edits off" if edited else "--dtype float32 may help"
-            raise MemlocError(f"{info.name} in {info.dtype}{edited} gives no numbers (NaN) for this text; {mend}.")
+            info, mend = self.info, "its weights may be broken"
+            if self.edits:
+                mend = "switch the edits off"
+            elif info.dtype != "float32":
+                mend = "--dtype float32 may help"
+            raise MemlocError(f"{info.name} gives no numbers (NaN) in {info.dtype} for this text; {mend}.")
 
     def nll(self, rows: Tensor, prefix_length: int) -> Tensor:
         """NLL [n, c] in nats of the continuations of rows [n, t], differentiable."""

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
 
-THRESHOLD = 0.8  # token-set Jaccard similarity above which two paragraphs are near-duplicates (METRICS.md)
+THRESHOLD = 0.8  # token-set Jaccard similarity above which two paragraphs are near-duplicates (README)
 _PAIRS_AT_ONCE = 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""What a run left in the model: asked after it, beside what was there before (METRICS.md, what remains)."""
+"""What a run left in the model: asked after it, beside what was there before (README, what remains)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from memloc_tui.view import View
 
 
-RISKY_MARGIN = 1e-3  # below it, an exact match may differ between devices and precisions (METRICS.md)
+RISKY_MARGIN = 1e-3  # below it, an exact match may differ between devices and precisions (README)
 
 
 def change(before: int, after: int) -> str:

@@ -1,4 +1,4 @@
-"""How often each fault is tried: a few times with all tests, as often as README says with `make faults`.
+"""How often each fault is tried: a few times with all tests, as often as docs/faults.md says with `make faults`.
 
 MEMLOC_FAULTS=full asks for the whole numbers, MEMLOC_FAULTS_SECONDS for a soak of another length than 30 minutes.
 """

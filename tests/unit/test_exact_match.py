@@ -230,6 +230,19 @@ def test_logits_that_are_no_numbers_recite_nothing(broken, question):
     assert remains.longest_run.tolist() == [0]
 
 
+def test_one_paragraph_without_numbers_is_told_and_the_others_are_scored(broken):
+    engine = Engine()
+    engine.lm = broken
+    rows = ((5, 6, *[7] * 8), (5, 6, 7, 8, 9, 1, *[0] * 4))
+    answer = engine.answer(ExactMatch(rows, 4))
+    alone = result(broken, ExactMatch(rows[:1], 4))
+    assert answer.result.em[0] == alone.em[0]
+    np.testing.assert_allclose(answer.result.token_nll[0], alone.token_nll[0], rtol=1e-5)
+    assert answer.result.em[1] <= 2
+    assert np.isnan(answer.result.nll[1])
+    assert "1 of 2 paragraphs give no numbers" in answer.provenance.notices[0]
+
+
 @pytest.mark.parametrize(
     ("question", "says"),
     [

@@ -1,4 +1,4 @@
-"""Activation gradients: which head would change the recitation at which token (paper section 6; METRICS.md)."""
+"""Activation gradients: which head would change the recitation at which token (paper section 6; README)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact match, margin and NLL of paragraphs by one teacher-forced pass (paper section 3; METRICS.md)."""
+"""Exact match, margin and NLL of paragraphs by one teacher-forced pass (paper section 3; README)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def run(lm: LanguageModel, request: ExactMatch) -> Generator[Progress, None, Exa
     def score(start: int, stop: int) -> None:
         with torch.inference_mode():
             scores = lm.score(rows[start:stop], request.prefix_length)
-        lm.refuse_no_numbers(scores.nll)
         targets = rows[start:stop, request.prefix_length :].to(lm.device)
         em[start:stop] = scores.exact_match(targets).cpu()
         margin[start:stop] = scores.deciding_margin(targets).cpu()
@@ -36,4 +35,12 @@ def run(lm: LanguageModel, request: ExactMatch) -> Generator[Progress, None, Exa
 
     for done in lm.in_batches(score, n, length):
         yield Progress(done, n, "paragraphs")
+    broken = int(nll.isnan().any(-1).sum())
+    if broken == n:
+        lm.refuse_no_numbers(nll)
+    if broken:
+        lm.notices.append(
+            f"{broken} of {n} paragraphs give no numbers (NaN) in {lm.info.dtype}: they have no NLL, and their exact "
+            "match ends there."
+        )
     return ExactMatches(em.numpy(), margin.numpy(), nll.mean(-1).numpy(), nll.numpy(), predicted.numpy())

@@ -1,4 +1,4 @@
-"""Parameter gradients: which weights would change the recitation most (paper section 5; METRICS.md).
+"""Parameter gradients: which weights would change the recitation most (paper section 5; README).
 
 Letters in shapes: k components of a layer, and what `architectures` says.
 """

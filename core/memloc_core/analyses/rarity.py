@@ -1,4 +1,4 @@
-"""Rarity: which heads attend to tokens that are rare in the corpus (paper section 6; METRICS.md).
+"""Rarity: which heads attend to tokens that are rare in the corpus (paper section 6; README).
 
 The paper sums attention by rank. Ranks that few tokens have then get little of it whatever the head does. Here each
 rank has its mean attention, which is the same for all ranks where attention is uniform, and every value has a null.

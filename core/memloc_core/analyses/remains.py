@@ -1,6 +1,6 @@
 """What is left of paragraphs that were unlearned: in other prefixes, in greedy text, after training on, after rounding.
 
-Exact match alone can be gamed by one wrong early token (METRICS.md), so this looks for the rest of the recitation.
+Exact match alone can be gamed by one wrong early token (README), so this looks for the rest of the recitation.
 Weights that a measurement changes, by training or by rounding, are tensors of its own, which stand in the parameters'
 place within a step and are gone before it yields.
 """

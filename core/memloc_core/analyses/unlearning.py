@@ -1,4 +1,4 @@
-"""Unlearning, editing and memorizing by a few weights (paper section 5; METRICS.md).
+"""Unlearning, editing and memorizing by a few weights (paper section 5; README).
 
 Between two steps the weights are the original ones, bit for bit: a step writes its values in, and takes them out.
 

@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m memloc_core.demo.train",
         description="Rebuild the demo model, its tokenizer and its paragraphs from a seed. The result is the same for "
-        "the same seed and number of threads on the same kind of machine. It takes about ten minutes on one core that "
+        "the same seed and number of threads on the same kind of machine. It takes about six minutes on one core that "
         "has bf16 instructions, many times that on one that has not.",
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the text, the weights and the order (default 0)")

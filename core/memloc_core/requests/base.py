@@ -25,7 +25,7 @@ Strategy = Literal["random", "next-best", "most-frequent", "rarest", "given"]
 STRATEGIES: tuple[Strategy, ...] = ("random", "next-best", "most-frequent", "rarest", "given")
 Reference = Literal["true", "own"]
 
-# Strata by exact match, in shares of the continuation, so that they hold for any length (METRICS.md, paper section 3).
+# Strata by exact match, in shares of the continuation, so that they hold for any length (README, paper section 3).
 NON_MEMORIZED_UP_TO = 0.2
 
 # How soon an answer is wanted. The engine serves a lower number between two steps of a higher one.

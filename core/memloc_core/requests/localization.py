@@ -37,7 +37,7 @@ Score = Literal["max", "mean", "l2"]
 
 @dataclass(frozen=True)
 class ComponentGradients(Result):
-    """|dNLL/dw| of each paragraph over the weights w of every component of every layer (METRICS.md)."""
+    """|dNLL/dw| of each paragraph over the weights w of every component of every layer (README)."""
 
     components: tuple[str, ...]  # k names: "W_Q H0" .. "W_K H0" (or "W_K KV0", grouped) .. "W_in", "W_out"
     max: Floats  # [n, layers, k]
@@ -96,7 +96,7 @@ class GradientContrast(Result):
 
 @dataclass(frozen=True)
 class ContrastGradients(Request):
-    """Which weights matter to `changed` and not to `kept`, by both sets' own NLL gradients (METRICS.md)."""
+    """Which weights matter to `changed` and not to `kept`, by both sets' own NLL gradients (README)."""
 
     answer = GradientContrast
     version = 2
@@ -204,7 +204,7 @@ class RarityScores(Result):
 
 @dataclass(frozen=True)
 class Rarity(Request):
-    """Which heads attend to rare tokens (paper section 6; METRICS.md).
+    """Which heads attend to rare tokens (paper section 6; README).
 
     `counts`: corpus counts of each paragraph's prefix tokens (`ParagraphSet.prefix_counts`). `clusters`: near-duplicate
     group of each paragraph, resampled together, -1 a group of one; () finds them by token-set Jaccard > 0.8. `query`

@@ -29,7 +29,7 @@ class ExactMatches(Result):
 
 @dataclass(frozen=True)
 class ExactMatch(Request):
-    """Exact match of n paragraphs by one teacher-forced pass (paper section 3; METRICS.md)."""
+    """Exact match of n paragraphs by one teacher-forced pass (paper section 3; README)."""
 
     answer = ExactMatches
     urgency = BACKGROUND

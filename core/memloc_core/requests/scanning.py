@@ -24,7 +24,7 @@ SCAN_STRATA = ("memorized", "partly", "non-memorized")
 
 
 def scan_stratum(em: Ints, continuation: int) -> Ints:
-    """The index in `SCAN_STRATA` of each exact match (METRICS.md), [n]."""
+    """The index in `SCAN_STRATA` of each exact match (README), [n]."""
     import numpy as np
 
     return np.where(em == continuation, 0, np.where(em <= NON_MEMORIZED_UP_TO * continuation, 2, 1)).astype(np.int64)

@@ -166,7 +166,7 @@ class Clusters(Result):
 
 @dataclass(frozen=True)
 class NearDuplicates(Request):
-    """Clusters of paragraphs whose token sets have a Jaccard similarity above `threshold` (0.5 or more; METRICS.md)."""
+    """Clusters of paragraphs whose token sets have a Jaccard similarity above `threshold` (0.5 or more; README)."""
 
     answer = Clusters
     urgency = BACKGROUND

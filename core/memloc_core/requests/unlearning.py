@@ -146,7 +146,7 @@ class Unlearning(Result):
 
 @dataclass(frozen=True)
 class Unlearn(Request):
-    """Change k weights so that `targets` are no longer recited, or another text is (paper section 5; METRICS.md).
+    """Change k weights so that `targets` are no longer recited, or another text is (paper section 5; README).
 
     objective "unlearn": raise the NLL of `targets`; "edit": make `alternatives` likely, whole paragraphs with their own
     prefix, one for each target; "memorize": make `targets` themselves likely. All hold KL(p_0 || p) on `kept` down.

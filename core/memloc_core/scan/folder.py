@@ -1,13 +1,13 @@
 """The folder of a scan: what it was begun with, and one file for each part of it that is finished.
 
-    SET.parquet.scan/manifest.json    corpus, model and options, and the phases that are through
+    SET.parquet.scan/manifest.json    corpus, model and options
                      plan             the blocks
                      blocks/000012    what a block gave
                      windows.npy      the tokens of the kept windows, once all blocks are there
                      scores/000003    .. scored one by one, 512 at a time
                      counts/000012    .. counted in a block
 
-Every file is written beside its place and moved there, so it is whole or not there at all. The manifest comes first and
+Every file is written beside its place and moved there, so it is whole or not there at all. The manifest comes last and
 goes first: a folder without one is what an ended scan left behind.
 """
 
