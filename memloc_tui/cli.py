@@ -1,8 +1,8 @@
 """Every command. `memloc-tui` alone opens the explorer, or prints a report where there is no terminal.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong use. `--json` prints one JSON document on stdout and nothing else;
-progress goes to stderr. What a command does is in modules of their own, imported when the command runs: the explorer's first
-frame does not wait for it.
+progress goes to stderr. What a command does is in modules of their own, imported when the command runs: the
+explorer's first frame does not wait for it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@
     "explorer.sweep" = "f5"
 
 A value that is wrong is named with its line and what is allowed, and its default stands in for it: a bad file never
-keeps the explorer from opening. Commands refuse it, but for keys, which they do not look at. Read before the first frame, so without a file nothing is imported.
+keeps the explorer from opening. Commands refuse it, but for keys, which they do not look at. Read before the first
+frame, so without a file nothing is imported.
 """
 
 from __future__ import annotations

@@ -73,9 +73,10 @@ def detect(settings: Settings, limit: int, seed: int, detector: Path | None, out
 
 
 def told(catalogue: Catalogue, rows: Sequence[int], answers: Sequence[Any], seed: int = 0) -> Any:
-    """The probability that each row is memorized, [len(rows)], by a detector fitted on none of its cluster.
+    """The probability that each row is memorized, [len(rows)]: of memorized and non-memorized rows by a detector that
+    was fitted on none of their cluster, of the others, which teach nothing, by one that was fitted on all.
 
-    Partly memorized rows teach nothing. Raises UsageError where there is too little to learn from."""
+    Raises UsageError where there is too little to learn from."""
     import numpy as np
 
     from memloc_core import detection
@@ -99,6 +100,7 @@ def _labels(catalogue: Catalogue, rows: Any) -> tuple[Any, Any, Any]:
     em = catalogue.em[rows]
     memorized = em >= catalogue.length
     labelled = memorized | np.array([catalogue.stratum_of(int(value)) == "non-memorized" for value in em])
+    labelled &= np.isfinite(catalogue.nll[rows])  # where the model gives no numbers nothing was read off
     p = catalogue.paragraphs
     clusters = near_duplicates.related(p.tokens[rows[labelled]], p.family[rows[labelled]])
     return memorized[labelled], labelled, clusters

@@ -239,9 +239,7 @@ class Done:
         if n > _ROWS_SHOWN:
             out.print(Text(f"and {n - _ROWS_SHOWN} more; --json has all of them"))
         name = self.result.edit.fingerprint[: edits.SHORT]
-        out.print(
-            Text(visible(f"Kept in {self.file}. Ask the edited model with --edit {name} on any command but scan."))
-        )
+        out.print(Text(visible(f"Kept in {self.file}. --edit {name} asks the edited model, on any command but scan.")))
 
     def _table(self, n: int) -> Any:
         """Means before and after: of the paragraphs, then of each group that there is."""

@@ -55,7 +55,7 @@ def compare(settings: Settings, other: Settings, selection: Selection, head: Hea
     found: list[Paragraphs] = []
 
     async def first(asker: Asker) -> Side:
-        rows = await selection.rows(asker)
+        rows = await selection.distinct_rows(asker)
         await asker.score(rows)
         c, p = asker.catalogue, asker.catalogue.paragraphs
         tokens, texts = [p.row(r) for r in rows], [c.text(r) for r in rows]
@@ -71,7 +71,7 @@ def compare(settings: Settings, other: Settings, selection: Selection, head: Hea
     b = run(other, second)
     if a.name == b.name:
         a.name, b.name = f"{a.name} (A)", f"{b.name} (B)"
-    return _document(a, b, found[0].ids, head)
+    return _document(a, b, found[0].ids, head, draws)
 
 
 def _check_same(asker: Asker, wanted: Paragraphs, first: str) -> None:
@@ -145,7 +145,7 @@ async def _rarity(asker: Asker, wanted: Paragraphs, head: Head) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------ document
 
 
-def _document(a: Side, b: Side, ids: list[str], head: Head) -> Document:
+def _document(a: Side, b: Side, ids: list[str], head: Head, draws: int) -> Document:
     means: dict[str, Any] = {}
     lines = []
     for name, said in MEASURES.items():
@@ -159,8 +159,9 @@ def _document(a: Side, b: Side, ids: list[str], head: Head) -> Document:
         Grid(f"Means over {len(ids):,} paragraphs", ("mean", "A", "B", "B minus A"), tuple(lines)),
         *(Words(f"{side.name}: {why}") for side in (a, b) for why in side.lacks.values()),
         Words(
-            "EM drop: each prefix token in turn replaced by a random one (seed 0). Where A does not recite the "
-            "paragraph, each is scored against its own continuation of the clean prefix, else against the true text."
+            f"EM drop: each prefix token in turn replaced by a random one (seed 0), mean of {draws} "
+            f"draw{'s' * (draws != 1)}. Where A's EM is at most a fifth, each is scored against its own continuation "
+            "of the clean prefix, else against the true text."
         ),
     ]
     each = tuple(
@@ -179,7 +180,7 @@ def _document(a: Side, b: Side, ids: list[str], head: Head) -> Document:
     data: dict[str, Any] = {
         name: {"name": side.name, "model": side.model, "lacks": side.lacks} for name, side in (("a", a), ("b", b))
     }
-    data["means"] = means
+    data |= {"means": means, "draws": draws}
     data["paragraphs"] = [{"id": i, "a": x, "b": y} for i, x, y in zip(ids, a.records, b.records, strict=True)]
     return Document(f"{a.name} against {b.name}", (f"A  {a.about}", f"B  {b.about}"), tuple(sections), data)
 

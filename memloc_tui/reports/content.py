@@ -130,12 +130,13 @@ async def _sweep(asker: Asker, row: int) -> Part:
     before, largest = answer.result.em_before, max(drops)
     against = "the true text" if request.reference == "true" else "the model's own continuation of the clean prefix"
     worst = max(range(len(drops)), key=lambda i: drops[i])
-    five = sum(sorted(drops, reverse=True)[:5])
-    total = sum(drops)
-    share = f", five positions carry {percent(five / total)} of all drops" if total > 0 else ""
+    lost = sorted((drop for drop in drops if drop > 0), reverse=True)  # a replacement may also help
+    few = min(5, len(lost))
+    carry = f"{few} positions carry" if few > 1 else "one position carries"
+    share = f", {carry} {percent(sum(lost[:few]) / sum(lost))} of all drops" if lost else ""
     says = (
         f"EM drop when each prefix token in turn is replaced by a random one (seed {request.seed}), against {against}, "
-        f"EM {before} before. Mean {total / len(drops):.1f}, largest {largest:.0f} at position {worst}{share}."
+        f"EM {before} before. Mean {sum(drops) / len(drops):.1f}, largest {largest:.0f} at position {worst}{share}."
     )
     strip = tuple(
         Token(_shown(catalogue, t), "perturb" if d > 0 else "", d / (largest or 1), f"{d:.0f}" if d > 0 else "")
@@ -152,7 +153,7 @@ async def _sweep(asker: Asker, row: int) -> Part:
         "sweep": {
             **{name: to_json(value) for name, value in vars(answer.result).items()},
             "drops": drops,
-            "mean_drop": total / len(drops),
+            "mean_drop": sum(drops) / len(drops),
             "strategy": request.strategy,
             "seed": request.seed,
             "scored_against": request.reference,
@@ -185,8 +186,8 @@ async def _attention(asker: Asker, row: int, head: Head) -> Part:
         "attention",
     )
     of = "corpus" if p.counts_of == "corpus" else "set"
-    data = {"attention": {"head": head_name(head), "query": r.query, "head_weights": own}}
-    data["attention"]["entropy"] = entropy
+    data = {"attention": {"head": head_name(head), "query": r.query, "head_weights": to_json(own)}}
+    data["attention"]["entropy"] = to_json(entropy)
     return [chart, Words(f"Behind × stands how often the token occurs in the {of}.")], data
 
 
@@ -205,7 +206,11 @@ async def _gradients(asker: Asker, row: int) -> Part:
         tuple(Bar(f"L{i}", s, f"{figure(s)} ({percent(x)})") for i, (s, x) in enumerate(layers)),
         "gradient",
     )
-    data = {"layer_sums": sums, "layer_shares": to_json(r.layer_shares()[0]), "lower_half_share": to_json(half)}
+    data = {
+        "layer_sums": to_json(sums),
+        "layer_shares": to_json(r.layer_shares()[0]),
+        "lower_half_share": to_json(half),
+    }
     return [chart], {"gradients": {"score": "max", **data}}
 
 
@@ -280,7 +285,8 @@ def _by_count(catalogue: Catalogue, rows: Sequence[int]) -> tuple[tuple[Block, .
     )
     chart = Chart(
         "Mean exact match by repetitions",
-        f"{len(rows):,} paragraphs; a bar is the mean EM of those that occur so often, at most {catalogue.length}",
+        f"{sum(d['paragraphs'] for d in data):,} paragraphs; a bar is the mean EM of those that occur so often, at "
+        f"most {catalogue.length}",
         "level",
         tuple(Bar(f"{d['repetitions']:,}", d["mean_em"], f"{d['mean_em']:.1f}") for d in data),
         "match",
@@ -294,7 +300,9 @@ async def _corruption(asker: Asker, rows: Sequence[int]) -> tuple[Grid, list[dic
     lines: list[tuple[str, ...]] = []
     data: list[dict[str, Any]] = []
     for stratum in ("memorized", "non-memorized"):
-        own = [row for row in rows if catalogue.stratum_of(int(catalogue.em[row])) == stratum][:_SAMPLE]
+        inside = [row for row in rows if catalogue.stratum_of(int(catalogue.em[row])) == stratum]
+        first = {catalogue.paragraphs.ids[row]: row for row in reversed(inside)}  # of copies one
+        own = sorted(first.values())[:_SAMPLE]
         if not own:
             lines.append((stratum, "0", "–", "–", "–"))
             data.append({"stratum": stratum, "paragraphs": 0})

@@ -132,7 +132,7 @@ class Study:
         )
 
     def _rarity(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Rank of each prefix token's corpus count within the prefix, 1 for the rarest, and the counts (METRICS). Of
+        """Rank of each prefix token's corpus count within the prefix, 1 for the rarest, and the counts (README). Of
         what stands there now: it is what the model reads."""
         counts = tuple(map(self.catalogue.count, self.prefix(self.current, self.replacements)))
         rank = {count: i + 1 for i, count in enumerate(sorted(set(counts)))}

@@ -20,6 +20,7 @@ from memloc_core.findings.verdicts import FEWEST, Group, TooLittle, bootstrap, d
 from memloc_core.requests import (
     ClaimTest,
     ComponentGradients,
+    Continue,
     ExactMatch,
     Finding,
     ParagraphSet,
@@ -228,6 +229,18 @@ def test_a_head_must_beat_every_null_that_was_asked():
     assert storage.rare_head([rarity(-0.6), rarity(-0.6, null=-0.9)], N, 3).verdict == "does not hold"
     with pytest.raises(TooLittle, match="could be ranked"):
         storage.rare_head([rarity(math.nan, strongest=None)], N, 3)
+    assert "p over all heads leaves it open" in storage.rare_head([rarity(-0.6), rarity(-0.6, p_all=0.4)], N, 3).says
+
+
+def test_a_head_that_is_less_drawn_to_rare_tokens_than_its_places_explain_is_not_drawn_to_them():
+    """Its p is small under that null too, which is two-sided; another head that every null tells is taken instead."""
+    shape = (LAYERS, 4)
+    free, by_place = rarity(-0.4), replace(rarity(-0.4), null_mean=np.full(shape, -0.8))
+    assert storage.strongest([free]) == (1, 2)
+    assert storage.strongest([free, by_place]) is None
+    tau, null = free.tau.copy(), np.full(shape, -0.1)
+    tau[3, 1], null[1, 2] = -0.3, -0.8
+    assert storage.strongest([replace(free, tau=tau), replace(free, tau=tau, null_mean=null)]) == (3, 1)
 
 
 def test_clusters_count_once():
@@ -429,6 +442,51 @@ def test_a_sample_takes_one_of_each_cluster_first():
     family = np.arange(60) // 4  # 15 families of 4
     setting = replace(setting, paragraphs=replace(setting.paragraphs, family=family))
     assert len(set(family[setting.sample("memorized", 15)])) == 15
+
+
+def test_a_sample_looks_through_the_whole_stratum_where_its_beginning_is_all_alike():
+    setting = make_setting(400, 0)
+    first = setting.stratum("memorized")[:320]
+    family = np.arange(400)
+    family[first] = 1000
+    setting = replace(setting, paragraphs=replace(setting.paragraphs, family=family))
+    assert len(set(family[setting.sample("memorized", 40)])) == 40
+    family[:] = np.where(np.arange(400) < 8, np.arange(400), 1000)
+    with pytest.raises(TooLittle, match="has 400 memorized paragraphs in 9 clusters"):
+        replace(setting, paragraphs=replace(setting.paragraphs, family=family)).sample("memorized", 40)
+
+
+def test_a_row_without_numbers_is_in_no_stratum():
+    setting = make_setting(20, 20)
+    setting.nll[[3, 25]] = np.nan
+    assert 3 not in setting.stratum("memorized")
+    assert 25 not in setting.stratum("non-memorized")
+    assert len(setting.stratum("memorized")) == 19
+
+
+def test_a_text_that_is_no_other_text_is_not_taught():
+    """Where no replacement changes what the model says, an edit would teach the paragraph itself, and "fail" to."""
+    setting, taught = make_setting(24, 40), []
+    own = {setting.paragraphs.row(row)[:P]: setting.paragraphs.row(row) for row in range(24)}
+    robust = setting.paragraphs.row(int(setting.stratum("memorized")[0]))
+
+    def answer(request):
+        if isinstance(request, Sweep):
+            after = np.full((P, 1), 5 if request.paragraph != robust else C)
+            return SimpleNamespace(drops=lambda: C - after[:, 0], replacements=np.full((P, 1), 4999))
+        if isinstance(request, Continue):
+            row = own.get((*robust[:1], *request.prompt[1:])) if request.prompt[1:] == robust[1:P] else None
+            return SimpleNamespace(tokens=np.array(robust[P:] if row else [7] * C))
+        taught.extend(request.run.alternatives)
+        edit = request.run.objective == "edit"
+        return SimpleNamespace(
+            em=np.array([[50], [30 if edit else 0]]), taught_em=np.array([[0], [40]]), stopped="steps", reason=""
+        )
+
+    found = finding(CLAIMS[NAMES.index("editing")], setting, answer)
+    assert robust not in taught
+    assert found.n == len(taught) == 10
+    assert found.verdict == "holds"
 
 
 def test_whoever_has_the_results_gets_the_same_verdict_as_by_hand():

@@ -55,7 +55,7 @@ def middle(em: Group, length: int, seed: int) -> Outcome:
     verdict = judge(-high, -low, beyond=-MIDDLE)
     says = (
         f"Of {len(em)} paragraphs {memorized} are recited whole, and {int(between.sum())} lie between that and an EM "
-        f"of {NON_MEMORIZED_UP_TO * length:.0f}: a share of {number(share)} {within(low, high)}, where up to "
+        f"of {int(NON_MEMORIZED_UP_TO * length)}: a share of {number(share)} {within(low, high)}, where up to "
         f"{MIDDLE:g} is few{closing(verdict)}."
     )
     return Outcome(verdict, share, low, high, len(em), says, int(em.rows[int(em.values.argmax())]))
@@ -167,7 +167,7 @@ def early_break(memorized: Group, length: int, seed: int) -> Outcome:
     verdict = judge(low, high, beyond=0.5)
     says = (
         f"In {int(by.sum())} of {len(memorized)} memorized paragraphs one replacement among the first {half} tokens "
-        f"leaves an EM of {NON_MEMORIZED_UP_TO * length:.0f} or less: a share of {number(share)} {within(low, high)}, "
+        f"leaves an EM of {int(NON_MEMORIZED_UP_TO * length)} or less: a share of {number(share)} {within(low, high)}, "
         f"where more than half is often{closing(verdict)}."
     )
     earliest = np.where(by, broken.argmax(-1), half)

@@ -59,11 +59,12 @@ class Setting:
         return tuple(map(tuple, self.paragraphs.tokens[np.asarray(rows, int)].tolist()))
 
     def stratum(self, of: Stratum) -> Ints:
-        """All rows of a stratum, in the order of their ids (of their seeded hash, for another seed than 0)."""
+        """All rows of a stratum, in the order of their ids (of their seeded hash, for another seed than 0); none whose
+        NLL is no number, since its exact match ended where the model broke."""
         low = NON_MEMORIZED_UP_TO * self.c
         inside = {"memorized": self.em >= self.c, "non-memorized": (self.em >= 0) & (self.em <= low)}
         inside["partly"] = (self.em > low) & (self.em < self.c)
-        return self._ordered(np.flatnonzero(inside[of]))
+        return self._ordered(np.flatnonzero(inside[of] & np.isfinite(self.nll)))
 
     def every(self, most: int) -> Ints:
         """At most so many rows of the whole set, in the same order."""
@@ -92,16 +93,16 @@ class Setting:
         return {}
 
     def _drawn(self, of: Stratum, most: int) -> Ints:
-        rows = self.stratum(of)[: _CANDIDATES * most]
-        clusters = self.related(rows).tolist()
-        seen: dict[int, int] = {}
-        turn = []
-        for cluster in clusters:
-            turn.append(seen.get(cluster, 0))
-            seen[cluster] = turn[-1] + 1
-        if len(seen) < FEWEST:
-            raise TooLittle(lacking(of, len(rows), len(seen), len(self.em)))
-        return rows[np.argsort(turn, kind="stable")[:most]]
+        every = self.stratum(of)
+        for rows in (every[: _CANDIDATES * most], every):  # the whole stratum where its beginning is much the same
+            seen: dict[int, int] = {}
+            turn = []
+            for cluster in self.related(rows).tolist():
+                turn.append(seen.get(cluster, 0))
+                seen[cluster] = turn[-1] + 1
+            if len(seen) >= FEWEST:
+                return rows[np.argsort(turn, kind="stable")[:most]]
+        raise TooLittle(lacking(of, len(every), len(seen), len(self.em)))
 
     def related(self, rows: Sequence[int] | Ints) -> Ints:
         """Cluster number 0.. of each row, [len(rows)]: near-duplicates and members of one family stand together."""

@@ -185,23 +185,27 @@ def rare_head(results: Sequence[RarityScores], n: int, best: int) -> Outcome:
     if not np.isfinite((tau, low, high, null, p)).all():
         raise TooLittle("No head's attention could be ranked by frequency: too few ranks of the tokens' counts.")
     verdict = judge(null - high, null - low)
+    ending = closing(verdict)
     if verdict == "holds" and found is None:
-        verdict = "inconclusive"
+        verdict, ending = "inconclusive", "; p over all heads leaves it open"
     said = "" if len(results) == 1 else " under both nulls"
     says = (
         f"Over {n} memorized paragraphs the attention of L{head[0]}H{head[1]} goes with token frequency by a tau-b of "
         f"{number(tau)} {within(low, high)}; shuffled ranks give {number(null)} or less in 2.5 % of the cases, and p "
-        f"over all heads is {number(p)} or less{said}{closing(verdict)}."
+        f"over all heads is {number(p)} or less{said}{ending}."
     )
     return Outcome(verdict, tau, low, high, n, says, best)
 
 
 def strongest(results: Sequence[RarityScores]) -> tuple[int, int] | None:
-    """The head most drawn to rare tokens, if every null says so (p over all heads below 0.05)."""
-    head = results[0].strongest
-    if head is None or any(not float(result.p_all[head]) < 0.05 for result in results):
+    """The head most drawn to rare tokens of those of which every null says so: below it, and p over all heads below
+    0.05 (which by itself holds as well for a head that is less drawn to them than where it looks explains)."""
+    says_so = np.all([(result.p_all < 0.05) & (result.tau < result.null_mean) for result in results], axis=0)
+    if not says_so.any():
         return None
-    return (int(head[0]), int(head[1]))
+    tau = np.where(says_so, results[0].tau, np.inf)
+    layer, head = divmod(int(tau.argmin()), tau.shape[1])
+    return layer, head
 
 
 def head_is_needed(setting: Setting) -> Steps:

@@ -87,8 +87,7 @@ def random_fails(pairs: Group, length: int, seed: int) -> Outcome:
 
 def editing(setting: Setting) -> Steps:
     """Whether another text is harder to put in than the memorized one is to take out."""
-    rows = _targets(setting)
-    alternatives = yield from _alternatives(setting, rows)
+    rows, alternatives = yield from _taught(setting)
     requests = [
         _run(setting, row, "gradient", objective="edit", alternatives=(text,))
         for row, text in zip(rows.tolist(), alternatives, strict=True)
@@ -164,6 +163,23 @@ def _run(
         seed=setting.seed,
     )
     return TryRun(run, watched=False)
+
+
+def _taught(setting: Setting) -> Generator[Sequence[Request], Sequence[Any], tuple[Ints, list[Tokens]]]:
+    """The targets and what each is taught. Where no replacement changes what the model says, the other text would be
+    the paragraph itself; another paragraph stands in for it."""
+    targets = _targets(setting)
+    left = setting.sample("memorized", 2 * len(targets))
+    left = np.concatenate([targets, left[~np.isin(left, targets)]])
+    found: list[tuple[int, Tokens]] = []
+    while len(found) < len(targets) and len(left):
+        rows, left = np.split(left, [len(targets) - len(found)])
+        other = yield from _alternatives(setting, rows)
+        pairs = zip(rows.tolist(), other, setting.tokens(rows), strict=True)
+        found += [(row, text) for row, text, own in pairs if text != own]
+    if not found:
+        raise TooLittle("No replacement changes what the model says, so there is no other text to teach.")
+    return np.array([row for row, _ in found]), [text for _, text in found]
 
 
 def _alternatives(setting: Setting, rows: Ints) -> Generator[Sequence[Request], Sequence[Any], list[Tokens]]:
