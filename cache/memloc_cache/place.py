@@ -58,7 +58,7 @@ def inspect(folder: Path) -> None:
     if _mode(log) or _mode(shared):
         raise Problem("damaged", f"{database} has a write-ahead log, which memloc-tui never makes.")
     with contextlib.suppress(FileNotFoundError):  # another process may end its transaction at any moment
-        if _read(journal, -8) == _SUPER_JOURNAL_END:
+        if _tail(journal, 8) == _SUPER_JOURNAL_END:
             raise Problem("damaged", f"{journal} names a file outside.")
     try:
         os.close(os.open(database, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
@@ -119,10 +119,20 @@ def _mode(path: Path) -> int:
 
 
 def _read(path: Path, count: int) -> bytes:
-    """The first `count` bytes, or the last if negative. Never waits on a pipe, never follows a link."""
+    """The first `count` bytes. Never waits on a pipe, never follows a link."""
     file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        start = 0 if count > 0 else max(0, os.fstat(file).st_size + count)
-        return os.pread(file, abs(count), start)
+        return os.pread(file, count, 0)
+    finally:
+        os.close(file)
+
+
+def _tail(path: Path, count: int) -> bytes:
+    """The last `count` bytes; none of a file that is not longer than twice that. A journal begins with the same bytes
+    that end one which names a super-journal, and another process may write its beginning between the two looks."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        size = os.fstat(file).st_size
+        return os.pread(file, count, size - count) if size >= 2 * count else b""
     finally:
         os.close(file)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
+from memloc_cache import place
 from memloc_cache.rows import SETTINGS
 from memloc_cache.store import DEFAULT_SIZE_LIMIT, ResultCache, default_folder
 from memloc_core import codec
@@ -274,6 +275,16 @@ def test_two_processes_write_at_once_from_the_first_call_on(cache: ResultCache) 
         assert set(cache.get(key(i)).tokens.tolist()) == {i}
     assert cache.get("f" * 64).tokens[0] in (149, 1149)
     assert cache.stats().entries == 301
+
+
+def test_the_beginning_of_another_process_journal_is_no_damage(cache: ResultCache, warnings: list[str]) -> None:
+    """It is the very bytes that end a journal which names another file, and it may be all there is of it yet."""
+    cache.put(key(1), continuation(1))
+    (cache.folder / "cache.db-journal").write_bytes(place._SUPER_JOURNAL_END)
+    other = ResultCache(cache.folder, on_warning=warnings.append)
+    assert same(other.get(key(1)), continuation(1))
+    assert other.put(key(2), continuation(2))
+    assert warnings == []
 
 
 def test_making_a_cache_loads_nothing_heavy_and_a_miss_no_numpy(tmp_path: Path) -> None:
