@@ -257,7 +257,10 @@ class Session:
         """Whether the model's files are still those that the keys of what was read from them name."""
         from memloc_core import sources
 
-        return sources.state(sources.model_folder(self.settings.model, self.settings.revision)) == self._state
+        try:
+            return sources.state(sources.model_folder(self.settings.model, self.settings.revision)) == self._state
+        except MemlocError:  # gone by now; what was read is right all the same
+            return False
 
     def _set_part(self, part: str, value: Any) -> None:
         setattr(self, part, value)

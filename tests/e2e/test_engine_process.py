@@ -310,6 +310,11 @@ async def test_files_that_change_places_in_a_sitting_never_give_another_models_a
         assert session.model.identity == first
 
 
+def test_a_model_folder_that_went_away_takes_no_answer_away(tmp_path):
+    """What the engine read of it is right; it is only not kept under files that are not there."""
+    assert not Session(Settings(str(tmp_path / "gone"), use_cache=False))._unchanged()
+
+
 async def until_started(session, request):
     """The answer of the next engine: the one that was killed may still be dying."""
     while True:
