@@ -174,6 +174,7 @@ class UnlearnRuns:
             self.draw()
             return
         number = self._add(request=request, ids=ids, state="running", below=below, question=question).number
+        self._file = edit_store.RunFile()  # what an earlier run could not finish stays
         started = saved = monotonic()
         painting = False
         self._pace = (started, 0, float("nan"))
