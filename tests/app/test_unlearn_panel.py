@@ -65,6 +65,16 @@ async def form(pilot: Pilot[Any]) -> None:
     await until(pilot, lambda: "weights ·" in tab(app_of(pilot)))
 
 
+async def three_steps(pilot: Pilot[Any], session: RunSession) -> None:
+    """A run that goes on, three steps into it."""
+    session.ticks = asyncio.Queue()
+    await form(pilot)
+    await pilot.press("enter")
+    for _ in range(4):  # steps 0..3
+        session.ticks.put_nowait(None)
+    await until(pilot, lambda: "50.0 → 35.0" in shown(app_of(pilot), "#run-curves"))
+
+
 async def done(pilot: Pilot[Any]) -> None:
     """No run goes on, and the newest one has what it left."""
     runs = app_of(pilot).explorer.unlearning
@@ -253,13 +263,8 @@ async def test_a_run_is_watched_paused_and_ends_with_its_edit_kept_and_measured(
 
 
 async def test_esc_in_the_tab_stops_a_run_and_keeps_its_best_step(app: MemlocApp, session: RunSession) -> None:
-    session.ticks = asyncio.Queue()
     async with app.run_test(size=WIDE) as pilot:
-        await form(pilot)
-        await pilot.press("enter")
-        for _ in range(4):
-            session.ticks.put_nowait(None)
-        await until(pilot, lambda: "50.0 → 35.0" in shown(app, "#run-curves"))
+        await three_steps(pilot, session)
         await pilot.press("escape")
         await until(pilot, lambda: not app.explorer.unlearning.running)
         run = app.explorer.unlearning.seen().runs[0]
@@ -273,18 +278,14 @@ async def test_what_a_run_writes_as_it_goes_takes_no_edit_of_an_earlier_one_away
     app: MemlocApp, session: RunSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same run once more passes through the step at which the first was stopped, and is there the same edit."""
-    session.ticks = asyncio.Queue()
     async with app.run_test(size=WIDE) as pilot:
-        await form(pilot)
-        await pilot.press("enter")
-        for _ in range(4):
-            session.ticks.put_nowait(None)
-        await until(pilot, lambda: "50.0 → 35.0" in shown(app, "#run-curves"))
+        await three_steps(pilot, session)
         await pilot.press("escape")
         await done(pilot)
         (kept,) = edits.stored()
         monkeypatch.setattr("memloc_tui.screens.unlearning.SAVE_EVERY", 0.0)
         await pilot.press("x", "enter")
+        assert session.ticks is not None
         for steps in range(1, 7):
             session.ticks.put_nowait(None)
             await until(pilot, lambda steps=steps: app.explorer.unlearning.seen().runs[0].steps == steps - 1)
@@ -337,14 +338,9 @@ async def test_an_engine_that_dies_in_mid_run_leaves_the_best_step_and_the_origi
 
 
 async def test_quitting_keeps_the_best_step_and_the_next_sitting_shows_the_run(session: RunSession) -> None:
-    session.ticks = asyncio.Queue()
     app = unlearn_app(session)
     async with app.run_test(size=WIDE) as pilot:
-        await form(pilot)
-        await pilot.press("enter")
-        for _ in range(4):
-            session.ticks.put_nowait(None)
-        await until(pilot, lambda: "50.0 → 35.0" in shown(app, "#run-curves"))
+        await three_steps(pilot, session)
         await pilot.press("q", "y")
     (stored,) = edits.stored()
     again = unlearn_app(RunSession())
