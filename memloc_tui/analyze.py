@@ -222,6 +222,7 @@ def rarity(settings: Settings, selection: Selection, query: int, seed: int, shuf
             query,
             shuffle,
             seed=seed,
+            clusters=tuple(paragraphs.related(rows).tolist()),
         )
         (answer,) = await asker.ask("rarity", [request])
         r = answer.result
@@ -328,6 +329,7 @@ def rare_tokens(settings: Settings, selection: Selection, pairs: int, seed: int,
             paragraphs.prefix_length,
             reference,
             seed=seed,
+            clusters=tuple(paragraphs.related(rows).tolist()),
         )
         (answer,) = await asker.ask("rare tokens", [request])
         r = answer.result

@@ -18,7 +18,7 @@ import click
 import numpy as np
 from rich.text import Text
 
-from memloc_core import near_duplicates, statistics
+from memloc_core import statistics
 from memloc_core.codec import to_json
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import GROUPS, MASKS, Mask, Objective, TryRun, Unlearn, Unlearning
@@ -99,7 +99,7 @@ class Trial:
 
     arm: Arm
     id: str
-    cluster: int  # of near-duplicates among the targets
+    cluster: int  # of related targets (`ParagraphSet.related`)
     seed: int
     em_before: int
     em: int
@@ -189,7 +189,7 @@ def compare(settings: Settings, comparison: Comparison, out: Path | None, as_jso
         runs = f"{len(asked):,} run{'s' * (len(asked) != 1)}"
         click.echo(f"{runs} of {len(rows)} paragraphs, {known:,} of them known already", err=True)
         answers = await asker.ask("runs", [request for *_, request in asked])
-        clusters = dict(zip(rows, near_duplicates.clusters(catalogue.paragraphs.tokens[list(rows)]), strict=True))
+        clusters = dict(zip(rows, catalogue.paragraphs.related(rows).tolist(), strict=True))
         trials = [
             Trial.of(arm, catalogue.paragraphs.ids[row], clusters[row], seed, answer)
             for (arm, row, seed, _), answer in zip(asked, answers, strict=True)
@@ -271,7 +271,7 @@ async def _runs(asker: Asker, comparison: Comparison, arms: list[Arm], row: int,
 def summarize(trials: Sequence[Trial], about: dict[str, Any]) -> dict[str, Any]:
     """`about`, and for each arm the mean and 95 % interval of every column, as plain JSON values; then the trials.
 
-    A paragraph's seeds are averaged first, then whole clusters of near-duplicates are resampled. Below ten clusters
+    A paragraph's seeds are averaged first, then whole clusters of related ones are resampled. Below ten clusters
     there are no intervals.
     """
     arms: dict[Arm, list[Trial]] = {}
@@ -355,7 +355,7 @@ def _markdown(summary: dict[str, Any]) -> str:
         f"# Masks compared on {_plain(summary['model'])}",
         "",
         "Means over the changed paragraphs, each alone from fresh weights, with 95 % intervals (bootstrap by cluster "
-        f"of near-duplicates, from ten clusters on); first seed {summary['seed']}. "
+        f"of near-duplicates and siblings, from ten clusters on); first seed {summary['seed']}. "
         f"EM is of {summary['length']} tokens, NLL in nats per token; same tokens and NLL change are of general text.",
     ]
     for title, lines in _by_panel(summary):

@@ -95,15 +95,11 @@ def _labels(catalogue: Catalogue, rows: Any) -> tuple[Any, Any, Any]:
     """Whether each labelled row is memorized, which rows are labelled, and the labelled ones' clusters."""
     import numpy as np
 
-    from memloc_core import near_duplicates
-
     em = catalogue.em[rows]
     memorized = em >= catalogue.length
     labelled = memorized | np.array([catalogue.stratum_of(int(value)) == "non-memorized" for value in em])
     labelled &= np.isfinite(catalogue.nll[rows])  # where the model gives no numbers nothing was read off
-    p = catalogue.paragraphs
-    clusters = near_duplicates.related(p.tokens[rows[labelled]], p.family[rows[labelled]])
-    return memorized[labelled], labelled, clusters
+    return memorized[labelled], labelled, catalogue.paragraphs.related(rows[labelled])
 
 
 async def judged(asker: Asker, limit: int, seed: int, given: Detector | None) -> tuple[dict[str, Any], Detector]:

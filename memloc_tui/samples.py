@@ -1,7 +1,8 @@
 """Sets of paragraphs that the panels compare with: which ones, and the questions about them.
 
-A sample is the first paragraphs of a stratum in the order of their ids, so it says the same in every sitting and the
-cache knows its answers again. It exists once every exact match that it is drawn from is known.
+A sample is the first paragraphs of a stratum in the order of their ids, one of each cluster of related ones before a
+second of any. So it says the same in every sitting, and the cache knows its answers again. It exists once every exact
+match that it is drawn from is known.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ OF: tuple[Of, Of] = ("memorized", "non-memorized")
 
 DRAWN_FROM = 4096  # rows of the file
 GRADIENTS, RARITY, ABLATION, RARE = 32, 64, 16, 32  # paragraphs per sample
+CANDIDATES = 512  # of a stratum, among which related ones are told apart
 COMMON_TOKENS = 16  # that rare ones are replaced by
 FEWEST = 10  # what the statistics need at least
 
@@ -52,11 +54,16 @@ class Samples:
         return self.known == self.size
 
     def stratum(self, of: Of) -> tuple[int, ...]:
-        """All rows of a stratum in the order of their ids, of copies the first; () until every exact match is known."""
+        """All rows of a stratum, samples' first, of copies the first; () until every exact match is known."""
         if of not in self._strata and self.ready:
-            ids, ems = self.catalogue.paragraphs.ids, self.catalogue.em[: self.size].tolist()
+            from memloc_core.near_duplicates import in_turn
+
+            paragraphs, ems = self.catalogue.paragraphs, self.catalogue.em[: self.size].tolist()
+            ids = paragraphs.ids
             rows = {ids[row]: row for row in reversed(range(self.size)) if self.catalogue.stratum_of(ems[row]) == of}
-            self._strata[of] = tuple(rows[id_] for id_ in sorted(rows))
+            ordered = [rows[id_] for id_ in sorted(rows)]
+            order = in_turn(paragraphs.related(ordered[:CANDIDATES])).tolist()
+            self._strata[of] = (*(ordered[i] for i in order), *ordered[CANDIDATES:])
         return self._strata.get(of, ())
 
     def said(self, of: Of, most: int) -> str:
@@ -143,6 +150,4 @@ class Samples:
         return tuple(self.catalogue.paragraphs.prefix_counts(row) for row in rows)
 
     def _clusters(self, rows: tuple[int, ...]) -> tuple[int, ...]:
-        from memloc_core.near_duplicates import clusters
-
-        return clusters(self.catalogue.paragraphs.tokens[list(rows)])
+        return tuple(self.catalogue.paragraphs.related(rows).tolist())

@@ -104,6 +104,16 @@ def related(tokens: Ints, family: Ints) -> Ints:
     return np.asarray(np.unique([root(cluster) for cluster in near], return_inverse=True)[1], np.int64)
 
 
+def in_turn(cluster: Ints) -> Ints:
+    """The order [n] in which one row of each cluster [n] comes before a second of any, and rows as they stood."""
+    seen: dict[int, int] = {}
+    turn = []
+    for of in cluster.tolist():
+        turn.append(seen.get(of, 0))
+        seen[of] = turn[-1] + 1
+    return np.argsort(np.array(turn, np.int64), kind="stable")
+
+
 _NONE = np.iinfo(np.int64).max
 
 

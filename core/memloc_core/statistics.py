@@ -60,7 +60,8 @@ def check_sample(clusters: Ints, resamples: int, statistic: str) -> None:
     n = len(np.unique(clusters))
     if n < FEWEST_CLUSTERS:
         raise UsageError(
-            f"{statistic} needs at least {FEWEST_CLUSTERS} paragraphs that are no near-duplicates of each other; "
+            f"{statistic} needs at least {FEWEST_CLUSTERS} paragraphs that are unrelated (neither near-duplicates nor "
+            "of one family); "
             f"{n} {'was' if n == 1 else 'were'} given."
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from memloc_core import near_duplicates
 from memloc_core.codec import to_json
 from memloc_core.errors import Cancelled, EngineDied, MemlocError, UsageError
 from memloc_core.requests import Attention, ParameterGradients, Rarity, Reference, Tokens
@@ -135,7 +134,7 @@ async def _rarity(asker: Asker, wanted: Paragraphs, head: Head) -> list[float]:
     """Kendall's tau-b of the head over the paragraphs, with its 95 % interval. Raises UsageError where they are few."""
     p = asker.catalogue.paragraphs
     counts = tuple(p.prefix_counts(r) for r in wanted.rows)
-    clusters = tuple(near_duplicates.clusters(p.tokens[wanted.rows]))
+    clusters = tuple(p.related(wanted.rows).tolist())
     request = Rarity(tuple(wanted.tokens), counts, p.prefix_length, clusters=clusters)
     (answer,) = await asker.ask("rarity", [request])
     r = answer.result

@@ -113,7 +113,26 @@ def test_strata_count_each_paragraph_once(catalogue: Catalogue) -> None:
 def test_a_sample_holds_each_paragraph_once(catalogue: Catalogue) -> None:
     ids = catalogue.paragraphs.ids
     catalogue.paragraphs = replace(catalogue.paragraphs, ids=(*ids[:4], ids[1], ids[1], *ids[6:]))
-    assert Samples(catalogue).stratum("memorized") == (0, 1, 2, 3, 6, 7, 8, 9)
+    assert sorted(Samples(catalogue).stratum("memorized")) == [0, 1, 2, 3, 6, 7, 8, 9]
+
+
+def test_a_sample_holds_one_of_each_family_before_a_second_of_any(catalogue: Catalogue) -> None:
+    unlike = np.arange(30 * 100).reshape(30, 100)
+    family = np.full(30, -1)
+    catalogue.paragraphs = replace(catalogue.paragraphs, tokens=unlike, family=family)
+    plain = Samples(catalogue).stratum("memorized")
+    family[list(plain[:4])] = 7
+    catalogue.paragraphs = replace(catalogue.paragraphs, family=family)
+    assert Samples(catalogue).stratum("memorized") == (plain[0], *plain[4:], *plain[1:4])
+
+
+def test_intervals_of_a_sample_are_over_families(catalogue: Catalogue) -> None:
+    catalogue.paragraphs = replace(catalogue.paragraphs, family=np.arange(30) % 3)
+    request = Samples(catalogue).rarity(-1)
+    assert request is not None
+    family = catalogue.paragraphs.family[list(Samples(catalogue).stratum("memorized"))]
+    assert [family[request.clusters.index(c)] for c in request.clusters] == family.tolist()
+    assert len(set(request.clusters)) == 3
 
 
 def test_a_token_of_bytes_that_are_no_utf_8_is_found_as_a_command_line_gives_it() -> None:

@@ -95,19 +95,14 @@ class Setting:
     def _drawn(self, of: Stratum, most: int) -> Ints:
         every = self.stratum(of)
         for rows in (every[: _CANDIDATES * most], every):  # the whole stratum where its beginning is much the same
-            seen: dict[int, int] = {}
-            turn = []
-            for cluster in self.related(rows).tolist():
-                turn.append(seen.get(cluster, 0))
-                seen[cluster] = turn[-1] + 1
-            if len(seen) >= FEWEST:
-                return rows[np.argsort(turn, kind="stable")[:most]]
-        raise TooLittle(lacking(of, len(every), len(seen), len(self.em)))
+            clusters = self.related(rows)
+            if len(np.unique(clusters)) >= FEWEST:
+                return rows[near_duplicates.in_turn(clusters)[:most]]
+        raise TooLittle(lacking(of, len(every), len(np.unique(clusters)), len(self.em)))
 
     def related(self, rows: Sequence[int] | Ints) -> Ints:
         """Cluster number 0.. of each row, [len(rows)]: near-duplicates and members of one family stand together."""
-        rows = np.asarray(rows, int)
-        return near_duplicates.related(self.paragraphs.tokens[rows], self.paragraphs.family[rows])
+        return self.paragraphs.related(rows)
 
     def groups(self, *parts: tuple[Ints, NDArray[Any]]) -> list[Group]:
         """(rows, values) of each group, with clusters numbered over all of them."""

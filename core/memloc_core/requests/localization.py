@@ -206,11 +206,12 @@ class RarityScores(Result):
 class Rarity(Request):
     """Which heads attend to rare tokens (paper section 6; README).
 
-    `counts`: corpus counts of each paragraph's prefix tokens (`ParagraphSet.prefix_counts`). `clusters`: near-duplicate
-    group of each paragraph, resampled together, -1 a group of one; () finds them by token-set Jaccard > 0.8. `query`
-    as in `Attention`; attention to what follows the prefix is left out and the rest scaled to sum to 1. `shuffle`, for
-    the null: the ranks among the "positions" of each prefix, or whole prefixes' ranks among the "paragraphs", which a
-    head that only looks at certain positions, where rare tokens happen to stand, does not beat.
+    `counts`: corpus counts of each paragraph's prefix tokens (`ParagraphSet.prefix_counts`). `clusters`: group of
+    related paragraphs that each is in (`ParagraphSet.related`), resampled together, -1 a group of one; () takes
+    near-duplicates, by token-set Jaccard > 0.8. `query` as in `Attention`; attention to what follows the prefix is left
+    out and the rest scaled to sum to 1. `shuffle`, for the null: the ranks among the "positions" of each prefix, or
+    whole prefixes' ranks among the "paragraphs", which a head that only looks at certain positions, where rare tokens
+    happen to stand, does not beat.
     """
 
     answer = RarityScores

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from memloc_core.requests.base import BACKGROUND, URGENT, Request, Result, Tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -130,6 +132,15 @@ class ParagraphSet(Result):
     def prefix_counts(self, index: int) -> Tokens:
         """The corpus count of each prefix token of one paragraph, [p]."""
         return tuple(self.counts[self.tokens[index, : self.prefix_length]].tolist())
+
+    def related(self, rows: Sequence[int] | Ints) -> Ints:
+        """Cluster number 0.. of each of these rows, [len(rows)]: near-duplicates and a family's members stand together.
+
+        What a statistic over paragraphs resamples or splits by.
+        """
+        from memloc_core import near_duplicates
+
+        return near_duplicates.related(self.tokens[list(rows)], self.family[list(rows)])
 
     def ranked_tokens(self, strategy: Literal["most-frequent", "rarest"], k: int) -> Tokens:
         """The k tokens with the highest (or lowest, but not zero) corpus count; ties by id."""
