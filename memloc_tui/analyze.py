@@ -77,12 +77,14 @@ def sweep(
     selection: Selection,
     strategy: Strategy,
     draws: int,
-    seed: int,
+    seed: int | None,
     token_ids: Tokens,
     reference: str,
     verified: bool,
 ) -> None:
     """A sweep over the prefix of each selected paragraph."""
+    if seed is not None and strategy != "random":
+        raise UsageError(f"--seed goes with --strategy random; {strategy} draws nothing.")
     if bool(token_ids) != (strategy == "given"):
         raise UsageError("--strategy given and --token-id go together: the tokens to put in, one more than --draws.")
 
@@ -91,14 +93,14 @@ def sweep(
         rows = await selection.rows(asker)
         if reference == "auto":
             await asker.score(rows)
-        requests = [catalogue.sweep(row, strategy, draws, seed, token_ids, reference, verified) for row in rows]
+        requests = [catalogue.sweep(row, strategy, draws, seed or 0, token_ids, reference, verified) for row in rows]
         answers = await asker.ask(f"sweep, {strategy}", requests)
         records = []
         for row, request, answer in zip(rows, requests, answers, strict=True):
             drops = answer.result.drops()
             fields = {**vars(answer.result), "drops": drops, "mean_drop": drops.mean()}
             fields |= {"worst_position": drops.argmax(), "worst_drop": drops.max(), "scored_against": request.reference}
-            fields |= {"strategy": strategy, "seed": seed}
+            fields |= {"strategy": strategy, "seed": seed or 0}
             records.append(record(catalogue, row, fields, answer))
         return records
 

@@ -73,6 +73,13 @@ def _settings(context: click.Context, given: dict[str, Any]) -> Settings:
     return replace(context.obj or Settings(), **{name: value for name, value in chosen.items() if value is not None})
 
 
+def _given(context: click.Context, *names: str) -> str:
+    """Those of these options that stand on the command line, such as `--address, --stride`; "" where none does."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    options = [option for option in context.command.params if option.name in names]
+    return ", ".join(option.opts[0] for option in options if context.get_parameter_source(option.name or "") == typed)
+
+
 class Commands(click.Group):
     """The commands; a reader who leaves early, as in `memloc-tui list | head`, is no failure."""
 
@@ -102,10 +109,12 @@ def cli(context: click.Context, theme: str | None, no_mouse: bool, **given: Any)
     context.obj = settings = _settings(context, given)
     opens = context.invoked_subcommand is None and has_terminal()  # the explorer says what is wrong, and opens
     if chosen.problems and not opens and context.invoked_subcommand not in ("config", "completion", "tour"):
-        from memloc_core.errors import UsageError
-
         raise UsageError(" ".join(chosen.problems))
     if context.invoked_subcommand is not None:
+        if flags := _given(context, "theme", "no_mouse"):
+            raise UsageError(f"{flags} goes with the explorer alone, which opens without a command.")
+        if context.invoked_subcommand == "tour" and (flags := _given(context, "model", "revision", "paragraphs")):
+            raise UsageError(f"The tour shows the embedded model and its paragraphs; leave out {flags}.")
         return
     from memloc_core import sources
 
@@ -215,7 +224,6 @@ def report(
     **given: Any,
 ) -> None:
     """A report of paragraphs, of a set (all, without --paragraph or --set), or of the findings."""
-    from memloc_core.errors import UsageError
     from memloc_tui.console import Selection
     from memloc_tui.reports.command import report as write
 
@@ -224,6 +232,8 @@ def report(
         raise UsageError("--findings is about the whole set; it goes without --paragraph, --set and --limit.")
     if quick and not findings:
         raise UsageError("--quick goes with --findings.")
+    if (stratum or not ids) and _given(context, "head"):
+        raise UsageError("--head goes with --paragraph: the report of a set holds no attention.")
     selection = Selection(ids, stratum or (None if ids else "all"), limit, False, out)
     write(settings, selection, form, head, findings, quick)
 
@@ -268,6 +278,12 @@ _RUN: tuple[Callable[[F], F], ...] = (
 )
 
 
+def _check_sparsity(context: click.Context, masks: set[str]) -> None:
+    """Raise UsageError for a share of the weights where all of them may change."""
+    if masks and masks <= {"dense", "all"} and _given(context, "sparsity"):
+        raise UsageError(f"Under the mask {min(masks)} every weight may change; leave out --sparsity.")
+
+
 def _check_protocols(context: click.Context, protocols: tuple[str, ...], given: dict[str, Any]) -> None:
     """Raise UsageError for options that no run would look at."""
     from memloc_tui.unlearning import PAPERS_OWN
@@ -310,6 +326,7 @@ def unlearn_(
 
     settings = _settings(context, given)
     _check_protocols(context, (given["protocol"],), given)
+    _check_sparsity(context, {given["mask"] or "auto"})
     selection = Selection(ids, stratum, limit, as_json, out)
     options = UnlearnOptions(**{name: value for name, value in given.items() if value is not None})
     asked.unlearn(settings, selection, options, asked.Instead(texts, replacements))
@@ -345,13 +362,14 @@ def compare(
     **given: Any,
 ) -> None:
     """Two models, or original against edited, side by side on the same paragraphs."""
-    from memloc_core.errors import UsageError
     from memloc_tui.console import Selection
     from memloc_tui.reports.command import compare as write
 
     settings = _settings(context, given)
     if bool(other) == bool(edit):
         raise UsageError("Compare with what? Give --with MODEL or --with-edit EDIT.")
+    if as_json and form not in (None, "json"):
+        raise UsageError(f"--json is the same as --format json; leave it out, or --format {form}.")
     selection = Selection(ids, stratum, limit, as_json, out)
     second = (
         replace(settings, model=other, revision="", edits=())
@@ -405,6 +423,7 @@ def compare_masks(
     options = UnlearnOptions(**{name: value for name, value in given.items() if value is not None})
     objectives, protocols = objectives or OBJECTIVES[:2], protocols or PROTOCOLS[:1]
     _check_protocols(context, protocols, given)
+    _check_sparsity(context, set(masks))
     comparison = comparing.Comparison(masks, objectives, protocols, limit, seeds, options)
     comparing.compare(settings, comparison, out, as_json)
 
@@ -477,6 +496,8 @@ def scan(
     settings = _settings(context, given)
     if settings.edits:
         raise UsageError("A scan reads a checkpoint: write the edited one with memloc-tui edits export, and scan that.")
+    if engine != "ray" and (flags := _given(context, "address", "gpus_per_worker")):
+        raise UsageError(f"{flags} goes with --engine ray.")
     options = ScanOptions(column=column, keep=keep_of(keep), prefix_length=settings.prefix_length, **given)
     where = scan_commands.Where(engine, workers, address, gpus_per_worker)
     corpus = scan_commands.corpus_of(corpus, stream)
@@ -550,7 +571,7 @@ def perturb() -> None:
     "sweep",
     click.option("--strategy", type=click.Choice(STRATEGY_NAMES), default="random", show_default=True),
     click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Replacements per position."),
-    _seed,
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="For --strategy random. [0]"),
     click.option("--token-id", "token_ids", type=int, multiple=True, metavar="N", help="For --strategy given."),
     click.option(
         "--reference",

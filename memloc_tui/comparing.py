@@ -412,6 +412,8 @@ def _write(out: Path, summary: dict[str, Any]) -> None:
     written = {name: text for name, text in zip(FILES, texts, strict=True) if text}
     try:
         out.mkdir(exist_ok=True)
+        for name in FILES[len(written) :]:
+            (out / name).unlink(missing_ok=True)  # an earlier comparison's
         for name, text in written.items():
             write_whole(out / name, text)
     except OSError as error:

@@ -70,6 +70,8 @@ def test_table_and_picture_hold_every_arm():
 
 
 def test_without_others_there_is_a_table_and_no_picture(tmp_path, capsys):
+    (tmp_path / "figure").mkdir()
+    (tmp_path / "figure" / "picture.svg").write_text("of an earlier comparison")
     _write(tmp_path / "figure", summarize([trial(TOP, "000", 0, 0, 3, math.nan)], ABOUT))
     assert sorted(path.name for path in (tmp_path / "figure").iterdir()) == ["table.json", "table.md"]
     said = capsys.readouterr().err
