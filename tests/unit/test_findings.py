@@ -185,6 +185,11 @@ def test_an_effect_that_is_there_holds_and_one_that_is_not_does_not(present, abs
         lost = absent()
         assert lost.verdict == "does not hold"
         assert lost.low <= lost.effect <= lost.high
+        if told := re.search(r"it would take (at most )?(\S+) to matter", lost.says):
+            most, least = told.groups()
+            assert lost.low > float(least) if most else lost.high < float(least)
+        else:
+            assert lost.high < 0 or re.search(r"is (few|as well|often)|separates|times the|shuffled ranks", lost.says)
 
 
 def test_a_component_is_chosen_on_one_half_and_measured_on_the_other():

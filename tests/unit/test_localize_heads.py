@@ -182,7 +182,7 @@ def test_shuffling_paragraphs_does_not_credit_a_head_that_only_looks_at_position
 def test_near_duplicates_count_once_where_no_clusters_are_given():
     rows = tuple(tuple((5 * at + i % 5) % VOCABULARY for at in range(20)) for i in range(30))
     counts = tuple(tuple(10 * (t + 1) for t in row[:P]) for row in rows)
-    with pytest.raises(UsageError, match="at least 10 paragraphs that are unrelated .*; 5 were"):
+    with pytest.raises(UsageError, match=r"at least 10 paragraphs that are unrelated .*; 5 were"):
         result(tiny("gpt_neo"), Rarity(rows, counts, P, resamples=100))
 
 

@@ -110,7 +110,7 @@ def corruption(memorized: Group, other: Group, length: int, seed: int) -> Outcom
     says = (
         f"Replacing one prefix token lowers the EM of {len(ours)} memorized paragraphs by {number(ours.mean)} of "
         f"{length} on average, that of {len(theirs)} non-memorized ones (from the model's own text) by "
-        f"{number(theirs.mean)}: {number(effect)} {within(low, high)} more{closing(verdict)}."
+        f"{number(theirs.mean)}: {number(effect)} {within(low, high)} more{closing(verdict, f'{length / 50:g}')}."
     )
     return Outcome(verdict, effect, low, high, len(ours) + len(theirs), says, int(ours.rows[int(ours.values.argmin())]))
 
@@ -140,7 +140,7 @@ def concentration(memorized: Group, other: Group, seed: int) -> Outcome:
     says = (
         f"The {few} worst of {positions} positions carry a share of {number(ours.mean)} of what {len(ours)} memorized "
         f"paragraphs lose, and {number(theirs.mean)} in {len(theirs)} non-memorized ones: {number(effect)} "
-        f"{within(low, high)} more{closing(verdict)}."
+        f"{within(low, high)} more{closing(verdict, '0.05')}."
     )
     return Outcome(verdict, effect, low, high, len(ours) + len(theirs), says, int(ours.rows[int(ours.values.argmax())]))
 
@@ -210,7 +210,8 @@ def rarity_cost(effect: RareTokenEffect, of: Group, length: int, seed: int) -> O
     verdict = judge(low, high, least=length / 50)
     says = (
         f"In {len(own)} memorized paragraphs a replaced rare token costs {number(float(rare.mean()))} EM, a common one "
-        f"nearby {number(float(common.mean()))}: {number(more)} {within(low, high)} more{closing(verdict)}."
+        f"nearby {number(float(common.mean()))}: {number(more)} {within(low, high)} "
+        f"more{closing(verdict, f'{length / 50:g}')}."
     )
     return Outcome(verdict, more, low, high, len(own), says, int(own.rows[int(own.values.argmax())]))
 

@@ -34,6 +34,8 @@ ATTENDED = (32, 100)
 ABLATED = (24, 64)
 RESAMPLES = (200, 500)  # of the ranks, for a head's null
 NATS = 0.1  # a smaller change of NLL hardly matters
+LEAST_SHARE = 0.02  # of the gradient: a smaller difference hardly matters
+NEARLY = 0.95  # times as large is hardly smaller
 
 
 def lower_layers(setting: Setting) -> Steps:
@@ -51,11 +53,11 @@ def layer_share(memorized: Group, other: Group, seed: int) -> Outcome:
     ours, theirs = (_of(g, g.values[:, :half].sum((1, 2)) / g.values.sum((1, 2))) for g in (memorized, other))
     enough(ours, theirs, of="The share of the lower layers")
     effect, low, high = difference(ours, theirs, seed)
-    verdict = judge(low, high, least=0.02)
+    verdict = judge(low, high, least=LEAST_SHARE)
     says = (
         f"Layers 0..{half - 1} hold a share of {number(ours.mean)} of the gradient of {len(ours)} memorized paragraphs "
         f"and {number(theirs.mean)} of {len(theirs)} non-memorized ones: {number(effect)} {within(low, high)} "
-        f"more{closing(verdict)}."
+        f"more{closing(verdict, f'{LEAST_SHARE:g}')}."
     )
     return Outcome(verdict, effect, low, high, len(ours) + len(theirs), says, int(ours.rows[int(ours.values.argmax())]))
 
@@ -73,11 +75,11 @@ def gradient_size(memorized: Group, other: Group, seed: int) -> Outcome:
     if theirs.mean <= 0:
         raise TooLittle("The gradients of non-memorized paragraphs are zero: nothing can be smaller.")
     low, high = bootstrap((ours, theirs), lambda w: mean(w[0], ours.values) / mean(w[1], theirs.values), seed)
-    verdict = judge(-high, -low, beyond=-1.0, least=-0.95)
+    verdict = judge(-high, -low, beyond=-1.0, least=-NEARLY)
     says = (
         f"Summed over all layers the gradient of {len(ours)} memorized paragraphs is {number(ours.mean)}, that of "
         f"{len(theirs)} non-memorized ones {number(theirs.mean)}: {number(ours.mean / theirs.mean)} "
-        f"{within(low, high)} times as large{closing(verdict)}."
+        f"{within(low, high)} times as large{closing(verdict, f'at most {NEARLY:g}')}."
     )
     best = int(ours.rows[int(ours.values.argmin())])
     return Outcome(verdict, ours.mean / theirs.mean, low, high, len(ours) + len(theirs), says, best)
@@ -231,7 +233,7 @@ def needed(memorized: Group, other: Group, without: ExactMatches, head: tuple[in
         f"Without L{head[0]}H{head[1]} the NLL of {len(memorized)} memorized paragraphs rises by "
         f"{number(memorized.mean)} nats per token (their EM falls to {number(float(without.em.mean()))}), that of "
         f"{len(other)} non-memorized ones by {number(other.mean)}: {number(effect)} {within(low, high)} "
-        f"more{closing(verdict)}."
+        f"more{closing(verdict, f'{NATS:g}')}."
     )
     best = int(memorized.rows[int(memorized.values.argmax())])
     return Outcome(verdict, effect, low, high, len(memorized) + len(other), says, best)

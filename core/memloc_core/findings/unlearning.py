@@ -80,7 +80,7 @@ def random_fails(pairs: Group, length: int, seed: int) -> Outcome:
     says = (
         f"{STEPS} steps leave an EM of {number(drawn)} in {len(pairs)} memorized paragraphs where a random "
         f"{SPARSITY:.1%} of the weights may change, and {number(chosen)} where those with the largest gradient may: "
-        f"{number(more)} {within(low, high)} more{closing(verdict)}."
+        f"{number(more)} {within(low, high)} more{closing(verdict, f'{MARGIN * length:g}')}."
     )
     return Outcome(verdict, more, low, high, len(pairs), says, _largest(pairs))
 
@@ -108,7 +108,7 @@ def editing_is_harder(pairs: Group, taught: float, length: int, seed: int) -> Ou
     says = (
         f"{STEPS} steps of editing leave an EM of {number(edited)} with the original text in {len(pairs)} memorized "
         f"paragraphs (and bring the other text to {number(taught)}), of unlearning {number(unlearned)}: {number(more)} "
-        f"{within(low, high)} more{closing(verdict)}."
+        f"{within(low, high)} more{closing(verdict, f'{MARGIN * length / 2:g}')}."
     )
     return Outcome(verdict, more, low, high, len(pairs), says, _largest(pairs))
 
@@ -134,7 +134,7 @@ def resistance(memorized: Group, other: Group, length: int, seed: int) -> Outcom
     says = (
         f"{STEPS} steps of unlearning leave an EM of {number(memorized.mean)} in {len(memorized)} memorized "
         f"paragraphs, and {number(other.mean)} of what the model itself says after {len(other)} non-memorized "
-        f"prefixes: {number(more)} {within(low, high)} more{closing(verdict)}."
+        f"prefixes: {number(more)} {within(low, high)} more{closing(verdict, f'{MARGIN * length / 2:g}')}."
     )
     best = int(memorized.rows[int(memorized.values.argmax())])
     return Outcome(verdict, more, low, high, len(memorized) + len(other), says, best)

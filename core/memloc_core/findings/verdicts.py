@@ -111,9 +111,10 @@ def average(group: Group, seed: int) -> tuple[float, float, float]:
     return group.mean, low, high
 
 
-def closing(verdict: Verdict) -> str:
-    """How a sentence ends whose interval decides nothing."""
-    return "; the interval leaves it open" if verdict == "inconclusive" else ""
+def closing(verdict: Verdict, least: str = "") -> str:
+    """How a sentence ends whose interval decides nothing, or lies short of the `least` effect that would matter."""
+    refused = f"; it would take {least} to matter" if least else ""
+    return {"inconclusive": "; the interval leaves it open", "does not hold": refused}.get(verdict, "")
 
 
 def number(value: float) -> str:
