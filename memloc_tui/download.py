@@ -16,6 +16,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -95,9 +96,8 @@ def download(settings: Settings, source: str, as_json: bool, data: bool = False)
         }
         click.echo(escaped(json.dumps(about | {"files": [file.name for file in offer.files], "bytes": total})))
     else:
-        again = f" --revision {settings.revision}" if settings.revision else ""
         click.echo(f"{name} at {offer.commit[:10]}: {len(offer.files)} files, {_megabytes(total)}, in {folder}")
-        click.echo(f"{asked.opens}{'' if data else again}")
+        click.echo(asked.opened_by(folder))
 
 
 class ModelDownload(hub.Hub):
@@ -110,9 +110,10 @@ class ModelDownload(hub.Hub):
 
     # --------------------------------------------------------------------------------------------------- what is there
 
-    @property
-    def opens(self) -> str:
-        return f"Open it with: memloc-tui --model {self.name}"
+    def opened_by(self, folder: Path) -> str:
+        """The command that opens what lies in the folder now."""
+        again = f" --revision {self.revision}" if self.revision != "main" else ""
+        return f"Open it with: memloc-tui --model {self.name}{again}"
 
     def offer(self) -> Offer:
         """Ask the hub what it has. Raises MemlocError for no such model or revision, and for one without weights."""
@@ -277,9 +278,12 @@ class DataDownload(ModelDownload):
         super().__init__(name, revision, "datasets")
         self.source = source
 
-    @property
-    def opens(self) -> str:
-        return f"Scan it with: memloc-tui scan {self.source} --out SET.parquet"
+    def opened_by(self, folder: Path) -> str:
+        found: tuple[Path, ...] = ()
+        with contextlib.suppress(UsageError):
+            found = sources.downloaded(self.source)  # by the name, which knows no revision
+        corpus = self.source if found and found[0].is_relative_to(folder) else shlex.quote(str(folder))
+        return f"Scan it with: memloc-tui scan {corpus} --out SET.parquet"
 
     def offer(self) -> Offer:
         """Ask the hub what it has. Raises MemlocError for no such data set or revision, and for one without files."""

@@ -533,6 +533,19 @@ def test_a_data_set_arrives_and_is_scanned_by_its_name(hub, rows, tiny_checkpoin
     assert [row["tokens"] for row in found] == [row["tokens"] for row in scanned_here]
 
 
+def test_the_command_that_is_named_reads_the_revision_that_was_fetched(hub, rows, capsys):
+    hub.give(f"datasets/{DATA}", rows)
+    hub.give(f"datasets/{DATA}", rows, revision="then", commit=OTHER)
+    for revision, own in (("then", True), ("main", True), ("then", False), (OTHER, False)):
+        fetching.download(Settings(revision=revision), DATA, False, data=True)
+        corpus = capsys.readouterr().out.split("memloc-tui scan ")[1].split(" --out")[0]
+        found = sources.downloaded(corpus) if own else sources.paragraph_files(f"{corpus}/en/train-0.parquet")
+        assert (corpus == DATA) == own
+        assert {file.relative_to(sources.repository(DATA, "datasets")).parts[1] for file in found} == {
+            COMMIT if revision == "main" else OTHER
+        }
+
+
 def test_hugging_faces_own_tools_find_the_data_set(hub, rows):
     hub.give(f"datasets/{DATA}", rows)
     fetching.download(Settings(), f"{DATA}@de", False, data=True)
