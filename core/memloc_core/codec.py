@@ -31,6 +31,8 @@ class CodecError(MemlocError):
 
 def encode(value: Any) -> bytes:
     """Bytes of one dataclass of `requests`; raises CodecError for a value that has no such form."""
+    if type(value) is not _TYPES.get(type(value).__name__):
+        raise CodecError(f"A {type(value).__name__} has no form on disk or on the wire.")
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     body = _json(value, arrays)
     try:

@@ -801,12 +801,11 @@ def test_a_key_that_is_no_key_is_a_miss(broken: Broken, key: Any) -> None:
     assert right(0, cache.get(KEYS[0]))
 
 
-@pytest.mark.parametrize("value", [object(), None, {1}, Continuation("\ud800", np.ones(1, "f4"))])  # type: ignore[arg-type]
+@pytest.mark.parametrize("value", [object(), None, {1}, 7, "x", [1], Continuation])
 def test_a_value_that_has_no_form_is_not_stored(broken: Broken, value: Any) -> None:
     cache = broken.reopen()
-    cache.put("b" * 64, value)
-    got = cache.get("b" * 64)
-    assert got is None or got == value
+    assert not cache.put("b" * 64, value)
+    assert cache.get("b" * 64) is None
     assert right(0, cache.get(KEYS[0]))
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import GPTNeoConfig
 
-from memloc_core.analyses import unlearning
+from memloc_core.analyses import trial, unlearning
 from memloc_core.engine import Engine
 from memloc_core.errors import Cancelled, UsageError
-from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, Unlearn
+from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, TryRun, Unlearn
 from memloc_core.unlearning import masks, neurons
 from memloc_core.unlearning.objectives import Rows, advantage, head_gradient, kl, push_loss
 from memloc_core.unlearning.training import Training
@@ -819,12 +819,35 @@ def test_an_estimate_says_k_and_about_how_long_a_step_takes():
     assert cost.seconds_to_start > 0
 
 
+def test_an_estimate_of_the_paper_s_protocol_counts_every_weight():
+    lm = tiny("gpt_neo")
+    cost = result(lm, EstimateRun(asked(protocol="paper", mask="gradient")))
+    assert cost.weights == math.ceil(0.01 * sum(m.parameter.numel() for m in matrices(lm)))
+    assert cost.bytes >= 28 * sum(m.parameter.numel() for m in matrices(lm))
+
+
+def test_a_run_that_is_not_watched_takes_the_same_steps():
+    lm = tiny("gpt_neo")
+    request = asked(targets=recited(lm), mask="gradient", learning_rate=3.0, others=(), general=())
+    ours, run = result(lm, request), result(lm, TryRun(request, watched=False))
+    assert all(progress.partial is None for progress in trial.run(lm, TryRun(request, watched=False)))
+    for name in ("em", "nll", "loss", "longest_run"):
+        assert np.array_equal(getattr(run, name), getattr(ours, name)), name
+    assert run.em[run.best] == ours.em[ours.best]
+    assert len(run.edit) == 0
+    assert np.isnan(run.group_em).all()
+    with pytest.raises(UsageError, match="no groups of other text"):
+        result(lm, TryRun(asked(), watched=False))
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"sparsity": 0.0}, "sparsity of 0"),
         ({"sparsity": 1.5}, "at most 1"),
         ({"sparsity": math.nan}, "sparsity"),
+        ({"sparsity": math.nan, "mask": "auto"}, "sparsity"),
+        ({"sparsity": math.inf, "mask": "auto"}, "sparsity"),
         ({"kept": ()}, "No paragraph is kept"),
         ({"targets": ()}, "no paragraph to change"),
         ({"steps": 0}, "at least 1"),

@@ -50,6 +50,8 @@ def run(lm: LanguageModel, request: Unlearn, watched: bool = True) -> Steps:
     Raises UsageError, in a sentence and before any work, for a request that cannot be meant.
     """
     k = _check(lm, request)
+    if not watched and any((request.held_out, request.others, request.family, request.general)):
+        raise UsageError("A run that is not watched looks at no groups of other text; give it none.")
     lm.notice_float16()
     work = _Run(lm, request, watched)
     for _ in work.watch.look_before():
@@ -79,13 +81,13 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
         yield Progress(0, 2, "timing")
     work.keep_what_was()
     before = time.perf_counter() - started
-    groups = (asked.kept, asked.held_out, asked.others, asked.family, asked.general)
-    before *= max(1.0, sum(map(len, groups)) / max(1, sum(min(SAMPLE, len(group)) for group in groups)))
+    before *= max(1.0, _beside(asked) / max(1, _beside(work.request)))
     started = time.perf_counter()
     for _ in work.write_stand_ins():
         yield Progress(0, 2, "timing")
     before += time.perf_counter() - started
-    weights = yield from _no_progress(masks.choose(lm, "dense" if mask == "dense" else "random", k))
+    dense = mask == "dense" or work.paper  # the paper's weight decay moves every weight
+    weights = yield from _no_progress(masks.choose(lm, "dense" if dense else "random", k))
     values = weights.old.clone()
     seconds = []
     for _ in range(2):  # the first one warms up
@@ -108,9 +110,14 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
     return RunCost(
         weights=k,
         seconds_per_step=step + measuring,
-        bytes=work.held(k) + work.peak.bytes,
+        bytes=work.held(len(weights)) + work.peak.bytes,
         seconds_to_start=before + (0.0 if mask in ("random", "dense") else scored * row),
     )
+
+
+def _beside(request: Unlearn) -> int:
+    """How many paragraphs a run keeps and watches."""
+    return sum(map(len, (request.kept, request.held_out, request.others, request.family, request.general)))
 
 
 def _no_progress(steps: Generator[int, None, MaskedWeights]) -> Generator[Progress, None, MaskedWeights]:

@@ -203,8 +203,8 @@ class TryRun(Request):
     """A run for its curves alone: the edit of its answer is empty.
 
     For comparisons of many runs, whose edits (16 bytes a weight, and a dense one has every weight) nobody will apply.
-    Not `watched`: no group is looked at, and the KL only after the last step; nan stands for the rest. That takes half
-    of the time.
+    Not `watched`: the kept paragraphs are not looked at, and the KL only after the last step; nan stands for the rest.
+    That takes half of the time. Such a run has no other groups, and of steps of the same EM it keeps the first.
     """
 
     answer = Unlearning

@@ -28,7 +28,11 @@ Backward = Callable[[], None]  # one forward and backward pass, which leaves its
 
 
 def meant(lm: LanguageModel, request: Unlearn) -> Mask:
-    """The mask of a request; "auto" is what did best on the embedded model (tests/benchmarks)."""
+    """The mask of a request; "auto" is what did best on the embedded model (tests/benchmarks).
+
+    Raises UsageError for a sparsity outside (0, 1].
+    """
+    _check_sparsity(request.sparsity)
     if request.mask != "auto":
         return request.mask
     if request.protocol == "paper":
@@ -42,8 +46,7 @@ def meant(lm: LanguageModel, request: Unlearn) -> Mask:
 
 def size(lm: LanguageModel, mask: Mask, sparsity: float, place: str = "") -> int:
     """k. Raises UsageError for a sparsity outside (0, 1], and for a place that means nothing or is too small."""
-    if not (math.isfinite(sparsity) and 0 < sparsity <= 1):
-        raise UsageError(f"A sparsity of {sparsity:g} is no share of the weights; give one above 0 and at most 1.")
+    _check_sparsity(sparsity)
     if place and mask not in (*PLACED, "neurons"):
         raise UsageError(f"The mask {mask!r} has no place {place!r}; only {', '.join(PLACED)} and neurons have one.")
     found = matrices(lm)
@@ -69,6 +72,11 @@ def size(lm: LanguageModel, mask: Mask, sparsity: float, place: str = "") -> int
                 f"give at most {math.floor(room / total * 1e6) / 1e6:g}."
             )
     return k
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not (math.isfinite(sparsity) and 0 < sparsity <= 1):
+        raise UsageError(f"A sparsity of {sparsity:g} is no share of the weights; give one above 0 and at most 1.")
 
 
 def choose(
