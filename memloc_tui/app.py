@@ -68,6 +68,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         self.resume: Resume  # once it is read, after the first frame
         self._resumed = False
         self._opening = False
+        self._death: EngineDied | None = None
         self._save_timer: Timer | None = None
         self._wanted_theme = config.theme if config is not None else None
         self.wants_tour = tour
@@ -188,7 +189,8 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
     def engine_died(self, error: EngineDied) -> None:
         """Said once however many questions it took down."""
         self.explorer.top.show_engine(ENGINE["died"])
-        if str(error) not in {n.message for n in self._notifications}:
+        if error is not self._death:  # every question that waits gets the same one
+            self._death = error
             self.say(f"{error} Nothing of yours is lost: r asks again.", severity="error")
 
     async def on_unmount(self) -> None:

@@ -249,7 +249,7 @@ class Catalogue:
             return lambda row: names[row].lower().startswith(value)
         numbers = {"em": self.em, "nll": self.nll, "margin": self.margin, "count": p.repetitions, "family": p.family}
         column = numbers[name].tolist()
-        unknown = name == "em"
+        unknown = name in ("em", "count", "family")
 
         def holds(row: int) -> bool:
             x = column[row]

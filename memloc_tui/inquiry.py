@@ -208,13 +208,13 @@ class Inquiry:
             self._on_change()
 
     def _show_job(self) -> None:
-        """The longest of what runs stands in the top line, unless a sweep does."""
-        if self.explorer.sweeping.running or not self.explorer.is_attached:
+        """The longest of what runs stands in the top line."""
+        if not self.explorer.is_attached:
             return
         jobs = [(r, f.progress) for r, f in self._flights.items() if f.progress is not None and f.progress.total > 1]
         if not jobs:
-            self.explorer.top.show_job("")
+            self.explorer.top.show_job("answers")
             return
         request, step = max(jobs, key=lambda job: job[1].total - job[1].done)
         inner = request.request if isinstance(request, Ablated) else request
-        self.explorer.top.show_job(NAMES.get(type(inner), "patching"), step.done, step.total)
+        self.explorer.top.show_job("answers", NAMES.get(type(inner), "patching"), step.done, step.total)

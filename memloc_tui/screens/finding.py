@@ -194,7 +194,7 @@ class Finds:
     def _end(self) -> None:
         self._worker, self._of, self._running = None, None, ""
         if self.explorer.is_attached:
-            self.explorer.top.show_job("")
+            self.explorer.top.show_job("claims")
             self._repaint()
 
     async def _run(self, work: Any, kept: _Kept) -> None:
@@ -235,7 +235,7 @@ class Finds:
             self._left = (monotonic() - started) * (1 / self._done - 1)
             if monotonic() - self._painted >= REPAINT_EVERY or self._done == 1:
                 kept.shifts[quick] = self._shifts(study)
-                self.explorer.top.show_job("gradients of the strata", place + 1, len(questions))
+                self.explorer.top.show_job("claims", "gradients of the strata", place + 1, len(questions))
                 self._repaint()
 
     def _heard(self, step: findings.Step) -> None:
@@ -244,7 +244,7 @@ class Finds:
             self._repaint()
 
     def _show_job(self, done: int) -> None:
-        self.explorer.top.show_job(f"claims, {done} of {len(CLAIMS)}", done, len(CLAIMS))
+        self.explorer.top.show_job("claims", f"claims, {done} of {len(CLAIMS)}", done, len(CLAIMS))
 
     def _repaint(self) -> None:
         self._painted = monotonic()

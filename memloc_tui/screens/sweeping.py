@@ -81,7 +81,7 @@ class Sweeping:
         explorer = self.explorer
         session, here, painted = explorer.memloc.session, study.work_on(row), monotonic()
         assert session is not None
-        explorer.top.show_job("sweep")
+        explorer.top.show_job("sweep", "sweep")
 
         def show(scores: SweepScores, done: bool) -> None:
             here.sweep = swept(request, scores, done)
@@ -94,7 +94,7 @@ class Sweeping:
                 explorer.memloc.say(step.notice)
             if monotonic() - painted >= REPAINT_EVERY:
                 painted = monotonic()
-                explorer.top.show_job("sweep", step.done, step.total)
+                explorer.top.show_job("sweep", "sweep", step.done, step.total)
                 if isinstance(step.partial, SweepScores):
                     show(step.partial, done=False)
 
@@ -112,7 +112,7 @@ class Sweeping:
                 explorer.memloc.say(str(error), severity="error")
         finally:
             if explorer.is_attached:
-                explorer.top.show_job("")
+                explorer.top.show_job("sweep")
 
 
 def verification(scores: SweepScores) -> str:

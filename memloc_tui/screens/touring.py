@@ -218,10 +218,10 @@ class Touring:
         if not new:
             return ""
         run, result = new[0], new[0].result
-        if run.running or result is None:
-            return "The run changes a few weights, step by step: amber is what it changes, green what must stay."
         if run.error:
             return f"The run did not work: {run.error}"
+        if run.running or result is None:
+            return "The run changes a few weights, step by step: amber is what it changes, green what must stay."
         best = result.best
         return f"{self._after(result, best)} E flips everything between the edited and the original weights: try it."
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import Literal
 
 from rich.cells import cell_len
 from textual.content import Content
 from textual.style import Style
 from textual.widgets import Static
+
+Job = Literal["sweep", "claims", "answers"]  # whose: the first that runs is shown
+JOBS: tuple[Job, ...] = ("sweep", "claims", "answers")
 
 
 class OneLine(Static):
@@ -24,9 +28,10 @@ class TopLine(OneLine):
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
-        self.model, self.engine, self.job, self.run, self.edits, self.edits_short = "", "opening", "", "", "", ""
+        self.model, self.engine, self.run, self.edits, self.edits_short = "", "opening", "", "", ""
         self.is_edited = False
-        self._started = 0.0
+        self._jobs: dict[Job, str] = {}
+        self._started: dict[Job, float] = {}
 
     def on_resize(self) -> None:
         self.refresh()
@@ -49,19 +54,24 @@ class TopLine(OneLine):
         self.run = text
         self.refresh()
 
-    def show_job(self, name: str, done: int = 0, total: int = 0) -> None:
-        """A running job with its share done and time left; an empty name: none is running."""
+    @property
+    def job(self) -> str:
+        """What there is room for of what runs."""
+        return next((self._jobs[of] for of in JOBS if of in self._jobs), "")
+
+    def show_job(self, of: Job, name: str = "", done: int = 0, total: int = 0) -> None:
+        """A running job with its share done and time left; an empty name: none of these is running."""
         if not name:
-            self.job = ""
+            self._jobs.pop(of, None)
         else:
-            if not self.job or not done:
-                self._started = monotonic()
+            if of not in self._jobs or not done:
+                self._started[of] = monotonic()
             left = ""
-            if done and total and (spent := monotonic() - self._started) > 0.5:
+            if done and total and (spent := monotonic() - self._started[of]) > 0.5:
                 seconds = round(spent / done * (total - done))
                 left = f" {seconds // 60}:{seconds % 60:02d} left"
             share = f" {100 * done // total}%" if total else ""
-            self.job = f"{name}{share}{left} [esc]"
+            self._jobs[of] = f"{name}{share}{left} [esc]"
         self.refresh()
 
     def render(self) -> Content:

@@ -55,6 +55,12 @@ def test_filters(catalogue: Catalogue, text: str, holds: object) -> None:
     assert rows(catalogue, text) == [row for row in range(30) if holds(row)]
 
 
+def test_what_is_not_known_passes_no_number(catalogue: Catalogue) -> None:
+    unknown = np.where(np.arange(30) % 2, -1, np.arange(30))
+    catalogue.paragraphs = replace(catalogue.paragraphs, repetitions=unknown, family=unknown)
+    assert rows(catalogue, "count<12") == rows(catalogue, "family<12") == [0, 2, 4, 6, 8, 10]
+
+
 def test_text_is_found_across_tokens_and_in_any_case(catalogue: Catalogue) -> None:
     whole = [b"".join(PIECES[t] for t in make_paragraphs().tokens[row]).decode() for row in range(30)]
     assert rows(catalogue, '"W31 w38"') == [row for row in range(30) if "w31 w38" in whole[row]] != []

@@ -433,6 +433,16 @@ async def test_a_dead_engine_is_said_and_nothing_is_lost(app: MemlocApp, session
         await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
 
 
+async def test_an_engine_that_takes_many_questions_down_is_said_once(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        death = EngineDied("The engine was killed (signal 9).")
+        for _ in range(3):
+            app.engine_died(death)
+        await pilot.pause()
+        assert len(notices(app)) == 1
+
+
 async def test_what_cannot_be_opened_is_said_and_r_tries_again(app: MemlocApp, session: FakeSession) -> None:
     session.fail_open = MemlocError("There is no folder [b]here[/b].")
     async with app.run_test(size=WIDE) as pilot:

@@ -156,8 +156,11 @@ async def test_esc_stops_and_t_goes_on_where_it_stopped(app: MemlocApp, session:
         await until(pilot, lambda: "testing" in shown(app, "#claims"))
         assert "esc stops" in shown(app, "#findings-now")
         assert app.explorer.running  # quitting would ask
+        app.explorer.draw()  # other panes' questions come and go
+        assert "claims, " in shown(app, "#top")
         await pilot.press("escape")
         await until(pilot, lambda: not app.explorer.finds.running and session.cancelled)
+        assert "claims" not in shown(app, "#top")
         assert "✓" in shown(app, "#claims") or "✗" in shown(app, "#claims")  # what was found stays
         session.hold[Sweep].set()
         await pilot.press("0", "t")

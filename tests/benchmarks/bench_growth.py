@@ -65,7 +65,7 @@ from tests.unit.test_near_duplicates import natural
 LONGEST = {"paragraphs": 150.0}  # seconds of a point: what is asked of whole sets is to reach 10,000
 ELSEWHERE = 0.8  # along the other axes
 AGAIN = 1.5  # seconds: a point that took less is taken again
-TRACED = 35.0  # seconds: longer runs are not traced, which takes several times as long, and have no peak
+TRACED = 2.0  # seconds: longer runs are not traced, which takes several times as long and GBs, and have no peak
 ALLOWED = 0.25  # of the exponent, above what is expected: for the caches, the clock and the other programs of a machine
 FITTED = 4  # points at the upper end
 FEWEST = 3  # points, however long they take
