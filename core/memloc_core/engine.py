@@ -6,6 +6,7 @@ when its first request comes.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import time
 from collections.abc import Generator
@@ -140,8 +141,8 @@ class Engine:
         notices: list[str] = []
         work = self._start(request)
         while True:
-            opened = self.lm
-            said = len(opened.notices) if opened else 0
+            told = self.lm.notices if self.lm else []  # not the model: it must go before another one comes
+            said = len(told)
             try:
                 progress = next(work)
             except (RuntimeError, MemoryError) as error:
@@ -150,20 +151,20 @@ class Engine:
             except StopIteration as stop:
                 seconds = time.perf_counter() - started - waited
                 edits = request.edits if isinstance(request, Edited) else ()
-                notices += self._taken(opened, said)
+                notices += self._taken(told, said)
                 return Answer(request, stop.value, self._provenance(seconds, tuple(notices), ",".join(edits)))
-            notices += self._taken(opened, said)  # other requests may run between two steps
+            notices += self._taken(told, said)  # other requests may run between two steps
             paused = time.perf_counter()  # what is served between two steps is not this request's time
             try:
                 yield progress
             finally:
                 waited += time.perf_counter() - paused
 
-    def _taken(self, opened: LanguageModel | None, said: int) -> list[str]:
-        """What the model noticed in this step, after the `said` notices of before; it is told once."""
+    def _taken(self, told: list[str], said: int) -> list[str]:
+        """What the model noticed in this step, after the `said` notices of before (`told`, if it is the same model)."""
         if self.lm is None:
             return []
-        start = said if self.lm is opened else 0
+        start = said if self.lm.notices is told else 0
         taken = self.lm.notices[start:]
         del self.lm.notices[start:]
         return taken
@@ -182,7 +183,7 @@ class Engine:
         """Raise MemlocError for a lack of memory where no batch could be halved."""
         if self.lm is None:
             return
-        from memloc_core.language_model import ran_out
+        from memloc_core.devices import ran_out
 
         if ran_out(error):
             kind = type(request.request if isinstance(request, Edited) else request).__name__
@@ -207,10 +208,12 @@ class Engine:
 
     def _open_model(self, request: OpenModel) -> Steps:
         yield Progress(0, 2, "importing torch")
-        from memloc_core import language_model
+        from memloc_core import devices, language_model
 
         yield Progress(1, 2, "reading weights")
         self.lm = None  # the old model's memory goes before the new one needs it
+        gc.collect()  # transformers' models refer to themselves
+        devices.give_back()
         self.lm = language_model.load(request)
         return self.lm.info
 

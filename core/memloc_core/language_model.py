@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memloc_core import architectures, memory, sources
+from memloc_core import architectures, devices, memory, sources
+from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import Cancelled, MemlocError, UsageError
 from memloc_core.model_library import compiler_held_back, list_models_once
 from memloc_core.requests import ModelInfo, OpenModel, Tokens
@@ -58,30 +59,6 @@ class TokenScores:
         return self.margin.abs().masked_fill(~decides, torch.inf).amin(-1)
 
 
-class PeakMemory:
-    """The most memory that an analysis held beyond what was taken when it began.
-
-    Measured on a GPU. Elsewhere estimated: `row_bytes` of the rows in a step, and the `held` bytes between steps.
-    """
-
-    def __init__(self, device: torch.device, held: int = 0) -> None:
-        self.bytes = 0
-        self.held = held
-        self._device = device
-        self._before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-    @contextlib.contextmanager
-    def step(self, estimate: int) -> Iterator[None]:
-        """One step of the analysis. Other requests may run between two steps, so nothing is measured there."""
-        if self._device.type != "cuda":
-            yield
-            self.bytes = max(self.bytes, self.held + estimate)
-            return
-        torch.cuda.reset_peak_memory_stats(self._device)
-        yield
-        self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self._device) - self._before)
-
-
 class LanguageModel:
     """The raw model, its identity, and cancellation.
 
@@ -104,8 +81,14 @@ class LanguageModel:
         self.reuses_prefix = self._cached_prefix_equals_whole_pass()
         self.adapter = architectures.find(model)
         self.blocks = _blocks(model, info.layers)
+        cancelled = self.cancelled
+
+        def stop_if_cancelled(module: nn.Module, inputs: Any) -> None:  # knows no `self`, or nothing would free a model
+            if cancelled.is_set():
+                raise Cancelled("Cancelled.")
+
         for block in self.blocks:
-            block.register_forward_pre_hook(self._stop_if_cancelled)
+            block.register_forward_pre_hook(stop_if_cancelled)
 
     # ------------------------------------------------------------------------------------------------- forward passes
 
@@ -287,13 +270,8 @@ class LanguageModel:
     def rows_at_once(self, length: int, *, backward: bool = False) -> int:
         """How many rows of `length` tokens one pass may take: a tenth of the free memory, at least one."""
         row = self.row_bytes(length, backward=backward)
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-            most = 4096
-        else:
-            free = memory.free_memory()
-            most = 64  # larger batches leave the processor's caches and gain nothing
-        return max(1, min(most, int(free * 0.1) // row))
+        most = 4096 if self.device.type == "cuda" else 64  # larger ones leave a processor's caches and gain nothing
+        return max(1, min(most, int(devices.free_bytes(self.device) * 0.1) // row))
 
     def in_batches(
         self,
@@ -314,7 +292,7 @@ class LanguageModel:
         size, start = self.rows_at_once(length, backward=backward), 0
         row = self.row_bytes(length, backward=backward)
         while start < n:
-            stop = min(n, start + size)
+            stop, too_many = min(n, start + size), False
             try:
                 with peak.step((stop - start) * row) if peak else contextlib.nullcontext():
                     run(start, stop)
@@ -325,10 +303,11 @@ class LanguageModel:
                     raise MemlocError(
                         f"Not enough memory on {self.device} for a single row of {length} tokens."
                     ) from None
+                too_many = True
+            if too_many:  # out here, where the error no longer holds what the pass had made
                 size = (stop - start) // 2
                 self.notices.append(f"Out of memory with {stop - start} rows at once; went on with {size}.")
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                devices.give_back()
                 continue
             start = stop
             yield start
@@ -352,10 +331,6 @@ class LanguageModel:
         for row in paragraphs:
             self.check_tokens(row, len(row))
         return torch.tensor(paragraphs)
-
-    def _stop_if_cancelled(self, module: nn.Module, inputs: Any) -> None:
-        if self.cancelled.is_set():
-            raise Cancelled("Cancelled.")
 
     def _probe_ids(self) -> Tensor:
         positions = min(self.info.positions or 12, 12)
@@ -411,7 +386,8 @@ def load(request: OpenModel) -> LanguageModel:
     cannot fit into memory, before it is read.
     """
     folder = sources.model_folder(request.model, request.revision)
-    device = _device(request.device)
+    device = devices.device_of(request.device)
+    devices.compute_exactly()
     if request.dtype != "auto" and request.dtype not in DTYPES:
         raise UsageError(f"--dtype {request.dtype!r} is none of auto, {', '.join(DTYPES)}.")
     # A half-precision file would otherwise load as half, and exact match hangs on small margins.
@@ -420,7 +396,7 @@ def load(request: OpenModel) -> LanguageModel:
     _refuse_unless_it_fits(folder, request.model, dtype, device)
     with compiler_held_back():
         model, attention = _from_pretrained(folder, request.model, dtype)
-    for name, tensor in model.named_parameters():
+    for name, tensor in _stored(model):
         if not torch.isfinite(tensor).all():
             raise MemlocError(f"{folder}: the weights {name} hold NaN or infinite values; the file is damaged.")
     model.eval().requires_grad_(False)
@@ -429,10 +405,13 @@ def load(request: OpenModel) -> LanguageModel:
     fingerprint = weight_fingerprint(model)
     kind = str(dtype).removeprefix("torch.")
     settings = _settings_of(config)
-    identity = hashlib.sha256("\n".join((fingerprint, kind, attention, device.type, settings)).encode()).hexdigest()
+    about = (fingerprint, kind, attention, devices.kind_of(device), settings)
+    identity = hashlib.sha256("\n".join(about).encode()).hexdigest()
     try:
         model.to(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         raise MemlocError(
             f"{request.model} does not fit on {device}: try --dtype bfloat16, another --device, or a smaller model."
         ) from None
@@ -488,7 +467,7 @@ def _refuse_unless_it_fits(folder: Path, name: str, dtype: torch.dtype, device: 
     free = [memory.free_memory()]
     if device.type == "cuda":
         needs.append((str(device), kept + row))
-        free.append(torch.cuda.mem_get_info(device)[0])
+        free.append(_free_on(device))
     for (place, need), left in zip(needs, free, strict=True):
         if need > left:
             smaller = "--dtype bfloat16, " if dtype is torch.float32 else ""
@@ -499,6 +478,15 @@ def _refuse_unless_it_fits(folder: Path, name: str, dtype: torch.dtype, device: 
             )
 
 
+def _free_on(device: torch.device) -> int:
+    try:
+        return devices.free_bytes(device)
+    except RuntimeError as error:  # the first look at a GPU takes some hundred megabytes of it
+        if not ran_out(error):
+            raise
+        return 0
+
+
 def _settings_of(config: Any) -> str:
     """What config.json says beyond the weights: a window's size or a rotary base changes results, a path does not."""
     about_the_file = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -506,8 +494,14 @@ def _settings_of(config: Any) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
+def _stored(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter once, and the buffers that a checkpoint holds beside them (biases of routers, scales)."""
+    kept = model.state_dict()
+    return [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if name in kept)]
+
+
 def weight_fingerprint(model: nn.Module) -> str:
-    """sha256 over every parameter's name, shape, type and bytes as loaded: independent of the file's format."""
+    """sha256 over the name, shape, type and bytes, as loaded, of all that a checkpoint stores: whatever its format."""
 
     def digest(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item
@@ -516,7 +510,7 @@ def weight_fingerprint(model: nn.Module) -> str:
         return whole.digest()
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        return hashlib.sha256(b"".join(pool.map(digest, sorted(model.named_parameters())))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(_stored(model), key=lambda item: item[0])))).hexdigest()
 
 
 def _from_pretrained(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, str]:
@@ -558,26 +552,6 @@ def _from_pretrained(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, 
                 "so the model would be partly random. The checkpoint is incomplete or of another architecture."
             )
     return model, str(getattr(model.config, "_attn_implementation", "") or "eager")
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise UsageError(f"--device {wanted!r} is no device; give auto, cpu, cuda:0 or mps.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UsageError(f"--device {wanted}: this machine shows {found} CUDA device{'s' * (found != 1)}.")
-    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise UsageError(f"--device {wanted}: not available on this machine; give auto, cpu, cuda:0 or mps.")
-    return device
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether memory was too small: on a GPU torch has an error of its own for that, on a processor it has none."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ class Worker:
 
     def _step(self, job: Job) -> bool:
         """One step of a job; False when it has ended."""
+        lost = False
         with self._lock:
             self._running = job.id
             if self._engine.lm is not None:
@@ -118,9 +119,13 @@ class Worker:
             traceback.print_exc()  # into the log
             text = f"The engine failed on {type(job.request).__name__}: {type(error).__name__}: {error}"
             failure = MemlocError(text)
+            lost = _is_lost(error)
         finally:
             with self._lock:
                 self._running = 0
+        if lost:  # nothing more can be asked of this process; the next question starts another
+            self._send(Kind.FAILURE, job.id, _failure(failure))
+            os._exit(1)
         if job.steps is not None:
             job.steps.close()
         self._send(Kind.FAILURE, job.id, _failure(failure))
@@ -180,6 +185,11 @@ def _failure(error: MemlocError) -> bytes:
     return json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
 
 
+def _is_lost(error: Exception) -> bool:
+    devices = sys.modules.get("memloc_core.devices")
+    return devices is not None and bool(devices.is_lost(error))
+
+
 def _die_with_parent(parent: int) -> None:
     """Ask Linux for a KILL when the parent's thread ends; elsewhere the end of stdin has to do."""
     if sys.platform == "linux":
@@ -189,7 +199,9 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _give_back_memory() -> None:
-    """The allocator keeps what the largest analysis took, a few hundred megabytes; glibc gives it back when asked."""
+    """The allocators keep what the largest analysis took; they give it back when asked (glibc's does)."""
+    if "memloc_core.devices" in sys.modules:
+        sys.modules["memloc_core.devices"].give_back()
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

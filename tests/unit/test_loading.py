@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from memloc_core import sources
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.language_model import load
+from memloc_core.language_model import load, weight_fingerprint
 from memloc_core.requests import Continue, ExactMatch, OpenModel, Sweep
 from memloc_core.tokenizers import load_tokenizer
 from tests.conftest import result
@@ -379,6 +380,19 @@ def test_a_file_or_another_folder_instead_of_a_checkpoint(copy, tmp_path):
         opened(copy / "model.safetensors")
     with pytest.raises(UsageError, match=r"no config\.json"):
         opened(tmp_path)
+
+
+def test_a_fingerprint_is_of_all_that_a_checkpoint_stores():
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.ones(3))
+    before = weight_fingerprint(model)
+    model.register_buffer("mask", torch.ones(3), persistent=False)
+    assert weight_fingerprint(model) == before
+    model.register_buffer("bias", torch.ones(3))
+    stored = weight_fingerprint(model)
+    assert stored != before
+    model.bias[1] = 2
+    assert weight_fingerprint(model) not in (stored, before)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x", "", "meta", "xpu:0", "-1"])

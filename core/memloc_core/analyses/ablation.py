@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from memloc_core.architectures import Hook, Site
+from memloc_core.devices import PeakMemory
 from memloc_core.engine import ANALYSES, Steps, analysis
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Ablated, Edited, HeadAblation, HeadAblations, Progress
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from memloc_core.architectures import KINDS, Hook, Site
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.devices import PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import ActivationGradients, HeadGradients, Progress
 
 

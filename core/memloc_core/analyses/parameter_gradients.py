@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from memloc_core.architectures import KINDS, Matrix, is_matrix
+from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import (
     ComponentGradients,
     ContrastGradients,

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from memloc_core.analyses.perturbation import _check, _reference_row
 from memloc_core.architectures import Architecture, Hook, Site
+from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import (
     PATCH_SITES,
     ActivationPatching,

@@ -9,8 +9,9 @@ import torch
 
 from memloc_core.analyses import parameter_gradients
 from memloc_core.analyses.attention import attention_rows
+from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import ParameterGradients, PrefixSignals, Progress, Signals
 
 _FIFTH = 5

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from memloc_core import statistics
+from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Progress, RareTokenEffect, RareTokens
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import torch
 
 from memloc_core import statistics
 from memloc_core.analyses.attention import attention_rows, entropy, query_position
+from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.memory import free_memory
 from memloc_core.requests import Progress, Rarity, RarityScores
 

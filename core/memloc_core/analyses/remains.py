@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memloc_core.devices import PeakMemory
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import MeasureRemains, Progress, Remains
 from memloc_core.unlearning.watching import GREEDY_ROWS, longest_run, repetition
 from memloc_core.unlearning.weights import Adam

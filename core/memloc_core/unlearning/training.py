@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memloc_core.language_model import LanguageModel, PeakMemory
+from memloc_core.devices import PeakMemory
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import GROUPS, Unlearn
 from memloc_core.unlearning import masks
 from memloc_core.unlearning.neurons import detectors

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memloc_core.language_model import LanguageModel, PeakMemory, TokenScores
+from memloc_core.devices import PeakMemory
+from memloc_core.language_model import LanguageModel, TokenScores
 from memloc_core.requests import GROUPS, NON_MEMORIZED_UP_TO, Group, MeasureRemains, Tokens
 from memloc_core.unlearning.objectives import Rows, kl
 from memloc_core.unlearning.weights import MaskedWeights

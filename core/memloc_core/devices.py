@@ -1,0 +1,101 @@
+"""Processors and GPUs: which one, how much of its memory is free and was taken, and when there was too little."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from memloc_core import memory
+from memloc_core.errors import UsageError
+
+# What allocators and libraries say that have no error of their own for it.
+_RAN_OUT = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device that `--device` names; "auto": the first GPU, or else the processor. Raises UsageError for none."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"--device {wanted!r} is no device; give auto, cpu, cuda:0 or mps.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {wanted}: this machine shows {found} CUDA device{'s' * (found != 1)}.")
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UsageError(f"--device {wanted}: not available on this machine; give auto, cpu, cuda:0 or mps.")
+    return device
+
+
+def kind_of(device: torch.device) -> str:
+    """What rounds alike: `cpu`, or a GPU's type and model."""
+    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def compute_exactly() -> None:
+    """float32 shall be float32: no TF32, no sums in half precision, whatever the environment or a library has chosen.
+
+    Exact match hangs on small margins.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process can still get there; on a GPU with what torch holds without using it."""
+    if device.type != "cuda":
+        return memory.free_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
+
+
+def give_back() -> None:
+    """Let other programs have the GPU memory that torch holds without using it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory was too small: torch has an error of its own for that, but not everywhere."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _RAN_OUT)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a GPU has failed in such a way that every later question to it in this process will fail too."""
+    return isinstance(error, torch.AcceleratorError) and not ran_out(error)
+
+
+class PeakMemory:
+    """The most memory that an analysis held beyond what was taken when it began.
+
+    Measured on a GPU. Elsewhere estimated: `row_bytes` of the rows in a step, and the `held` bytes between steps.
+    """
+
+    def __init__(self, device: torch.device, held: int = 0) -> None:
+        self.bytes = 0
+        self.held = held
+        self._device = device
+        self._before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `bytes` have what is held between steps in them, without being told."""
+        return self._device.type == "cuda"
+
+    @contextlib.contextmanager
+    def step(self, estimate: int) -> Iterator[None]:
+        """One step of the analysis. Other requests may run between two steps, so nothing is measured there."""
+        if not self.is_measured:
+            yield
+            self.bytes = max(self.bytes, self.held + estimate)
+            return
+        torch.cuda.reset_peak_memory_stats(self._device)
+        yield
+        self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self._device) - self._before)
