@@ -108,8 +108,8 @@ class Ablation(NamedTuple):
         return self.without - self.before
 
 
-def ablations(result: HeadAblations, length: int) -> dict[str, Ablation]:
-    """Per head score of an ablation, from rows whose continuation has `length` tokens."""
+def ablations(result: HeadAblations) -> dict[str, Ablation]:
+    """Per head score of an ablation."""
 
     def mean(values: Array) -> Array:
         if not values.shape[-1]:
@@ -120,6 +120,6 @@ def ablations(result: HeadAblations, length: int) -> dict[str, Ablation]:
 
     return {
         "ablation EM": Ablation(float(mean(result.memorized_em_before)), mean(result.memorized_em)),
-        "ablation own EM": Ablation(float(length), mean(result.own_em)),
+        "ablation own EM": Ablation(float(mean(result.own_em_before)), mean(result.own_em)),
         "ablation NLL": Ablation(float(mean(result.general_nll_before)), mean(result.general_nll)),
     }

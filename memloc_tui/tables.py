@@ -253,7 +253,7 @@ def _heads(scene: Scene, known: Known) -> Table:
     arrays["gradient_z"] = None if z is None else activation_of(z, "z")[:, :, :p].max(-1)
     arrays["gradient_W_O"] = None if w is None else output_gradients(w, layers, heads)
     ablated = known.result(scene.samples.ablation(), partial=True)
-    effects = {} if ablated is None else ablations(ablated, len(scene.view.continuation))
+    effects = {} if ablated is None else ablations(ablated)
     for name in ("ablation EM", "ablation own EM", "ablation NLL"):
         effect = effects.get(name)
         column = name.replace(" ", "_")

@@ -126,7 +126,7 @@ class HeadsPanel(LocalPanel):
         result: HeadAblations | None = known.result(ablation, partial=True)
         n = samples.said(OF[0] if score == "ablation EM" else OF[1], ABLATION)
         if result is not None:
-            return ablations(result, len(scene.view.continuation))[score].change, n, ""
+            return ablations(result)[score].change, n, ""
         return None, n, samples.lacks((OF[0], 1)) or known.lacks(ablation) or self._offer(scene)
 
     @staticmethod
@@ -198,7 +198,7 @@ class HeadsPanel(LocalPanel):
         result: HeadAblations | None = known.result(ablation, partial=True)
         if result is not None and ablation is not None:
             names = {"ablation EM": "memorized EM", "ablation own EM": "own EM", "ablation NLL": "general NLL"}
-            effects = ablations(result, len(scene.view.continuation))
+            effects = ablations(result)
             said["ablation"] = [f"without it (n {len(ablation.memorized)} and {len(ablation.non_memorized)}):"]
             said["ablation"] += [f"  {self._effect(names[score], effect, head)}" for score, effect in effects.items()]
         first = scene.setting(SCORE).partition(" ")[0].replace("entropy", "rarity")

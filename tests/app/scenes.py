@@ -117,7 +117,7 @@ def ablations(n: int = 16) -> HeadAblations:
     nll = (2 + layer / 10 + head / 100)[..., None] * ones
     return HeadAblations(
         memorized_em=(50 - lost) * ones, memorized_nll=nll.astype(np.float32), own_em=(40 - lost) * ones,
-        general_nll=nll.astype(np.float32), memorized_em_before=np.full(n, 50),
+        general_nll=nll.astype(np.float32), memorized_em_before=np.full(n, 50), own_em_before=np.full(n, 50),
         memorized_nll_before=np.full(n, 0.1, np.float32), general_nll_before=np.full(n, 2.0, np.float32), peak_bytes=0,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from memloc_core import statistics
 from memloc_core.analyses import rarity
 from memloc_core.engine import Engine
 from memloc_core.errors import UsageError
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import (
     Ablated,
     Attention,
@@ -257,6 +258,20 @@ def test_ablating_a_head_equals_a_model_whose_out_projection_columns_are_zero(fa
         np.testing.assert_array_equal(scored.own_em[layer, head], non_memorized.em)
         np.testing.assert_allclose(scored.general_nll[layer, head], general.nll, rtol=1e-4)
     assert scored.peak_bytes > 0
+
+
+def test_own_text_is_scored_without_any_ablation_too(monkeypatch):
+    """In half precision decoding token by token may choose otherwise than one whole pass; here it does."""
+    lm, rows, greedy = tiny("gpt_neo"), paragraphs(4), LanguageModel.greedy
+
+    def rounds(self, prompts, length):
+        tokens, probabilities = greedy(self, prompts, length)
+        tokens[:, 3] = (tokens[:, 3] + 1) % 100
+        return tokens, probabilities
+
+    monkeypatch.setattr(LanguageModel, "greedy", rounds)
+    scored = result(lm, HeadAblation(non_memorized=rows, prefix_length=P))
+    assert scored.own_em_before.tolist() == [3, 3, 3, 3]
 
 
 def test_mean_ablation_by_a_naive_hook():

@@ -13,6 +13,7 @@ from transformers import GPTNeoConfig
 from memloc_core.analyses import trial, unlearning
 from memloc_core.engine import Engine
 from memloc_core.errors import Cancelled, UsageError
+from memloc_core.language_model import LanguageModel
 from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, TryRun, Unlearn
 from memloc_core.unlearning import masks, neurons
 from memloc_core.unlearning.objectives import Rows, advantage, head_gradient, kl, push_loss
@@ -642,6 +643,24 @@ def test_every_yield_shows_the_original_weights_and_the_numbers_are_those_of_the
     assert run.whole_em[1, at] == pytest.approx(many.em.mean())
     assert run.whole_em[0, at] == 50
     np.testing.assert_allclose(run.whole_nll[1, at], many.nll.mean(), rtol=1e-3)
+
+
+def test_what_is_watched_is_undamaged_where_a_pass_rounds_otherwise_than_decoding(monkeypatch):
+    lm, greedy = tiny("gpt_neo"), LanguageModel.greedy
+
+    def rounds(self, prompts, length):
+        tokens, probabilities = greedy(self, prompts, length)
+        tokens[:, 3] = (tokens[:, 3] + 1) % 60
+        return tokens, probabilities
+
+    monkeypatch.setattr(LanguageModel, "greedy", rounds)
+    work = Training(lm, asked())
+    finish(work.watch.look_before())
+    assert set(work.watch.groups["general"].em.tolist()) == {3}
+    weights = finish(masks.choose(lm, "random", 5))
+    before, unchanged = work.watch.before(), finish(work.watch.look(weights, weights.old))
+    for was, now in zip(before, unchanged, strict=True):
+        np.testing.assert_allclose(was, now, rtol=1e-3)
 
 
 @pytest.mark.parametrize("mask", ["ratio", "random", "neurons"])

@@ -76,6 +76,7 @@ def run(lm: LanguageModel, request: HeadAblation) -> Generator[Progress, None, H
             memorized_nll=nll[0].copy(),
             own_em=em[1].copy(),
             general_nll=nll[2].copy(),
+            own_em_before=em_before[1].copy(),
             memorized_em_before=em_before[0].copy(),
             memorized_nll_before=nll_before[0].copy(),
             general_nll_before=nll_before[2].copy(),

@@ -122,7 +122,9 @@ def memorized_resist(setting: Setting) -> Steps:
     own = [(*prefix, *result.tokens.tolist()) for prefix, result in zip(prefixes, continued, strict=True)]
     requests = [_run(setting, row, "gradient") for row in rows.tolist()]
     results = yield [*requests, *(replace(requests[0], run=replace(requests[0].run, targets=(text,))) for text in own)]
-    memorized, other = setting.groups((rows, _after(results[: len(rows)])), (others, _after(results[len(rows) :])))
+    after, own_after = _after(results[: len(rows)]), _after(results[len(rows) :])
+    whole = np.array([result.em[0, 0] == setting.c for result in results[len(rows) :]])  # half precision may not agree
+    memorized, other = setting.groups((rows, after), (others[whole], own_after[whole]))
     return resistance(memorized, other, setting.c, setting.seed)
 
 

@@ -232,8 +232,9 @@ class HeadAblations(Result):
 
     memorized_em: Ints  # [layers, h, memorized]
     memorized_nll: Floats  # [layers, h, memorized]
-    own_em: Ints  # [layers, h, non_memorized] against the model's own clean continuation, which has EM c unablated
+    own_em: Ints  # [layers, h, non_memorized] against the model's own clean continuation
     general_nll: Floats  # [layers, h, general] nats per token, over the whole row
+    own_em_before: Ints  # [non_memorized] c, but where half precision rounds one whole pass otherwise than decoding
     memorized_em_before: Ints  # [memorized]
     memorized_nll_before: Floats  # [memorized]
     general_nll_before: Floats  # [general]
@@ -249,6 +250,7 @@ class HeadAblation(Request):
 
     answer = HeadAblations
     urgency = BACKGROUND
+    version = 2
     memorized: tuple[Tokens, ...] = ()
     non_memorized: tuple[Tokens, ...] = ()
     general: tuple[Tokens, ...] = ()

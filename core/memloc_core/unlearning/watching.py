@@ -80,7 +80,7 @@ class Watched:
 
     rows: Rows
     predicted: Tensor  # [m, c] argmax before
-    em: Tensor  # [m] before, against the reference: c for every row in `own`
+    em: Tensor  # [m] before, against the reference; in `own` c, but where half precision rounds a pass otherwise
     nll: Tensor  # [m] before, of the true continuation
     own: Rows
     is_own: Tensor  # bool [m]
@@ -120,9 +120,16 @@ class Watch:
                 with torch.inference_mode():
                     own[start:stop, p:] = lm.greedy(own[start:stop, :p], c)[0]
 
-            for _ in lm.in_batches(decode, len(own), tokens.shape[1], peak=self.peak):
-                yield done + len(tokens)
-            em = em.masked_fill(is_own, c)
+            own_em: list[Tensor] = []
+
+            def score_own(start: int, stop: int, own: Tensor = own, own_em: list[Tensor] = own_em) -> None:
+                written = Rows.of(own[start:stop], p)
+                own_em.append(score(lm, written).exact_match(written.targets.to(lm.device)))
+
+            for work in (decode, score_own):
+                for _ in lm.in_batches(work, len(own), tokens.shape[1], peak=self.peak):
+                    yield done + len(tokens)
+            em[is_own] = torch.cat([em[:0], *own_em])
             self.groups[name] = Watched(rows, predicted, em, nll, Rows.of(own, p), is_own, is_own | ~not_recited)
             done += len(tokens)
 
