@@ -30,11 +30,6 @@ def device_of(wanted: str) -> torch.device:
     return device
 
 
-def kind_of(device: torch.device) -> str:
-    """What rounds alike: `cpu`, or a GPU's type and model."""
-    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
-
-
 def compute_exactly() -> None:
     """float32 shall be float32: no TF32, no sums in half precision, whatever the environment or a library has chosen.
 

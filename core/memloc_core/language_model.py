@@ -405,7 +405,7 @@ def load(request: OpenModel) -> LanguageModel:
     fingerprint = weight_fingerprint(model)
     kind = str(dtype).removeprefix("torch.")
     settings = _settings_of(config)
-    about = (fingerprint, kind, attention, devices.kind_of(device), settings)
+    about = (fingerprint, kind, attention, device.type, settings)
     identity = hashlib.sha256("\n".join(about).encode()).hexdigest()
     try:
         model.to(device)

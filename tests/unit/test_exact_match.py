@@ -9,7 +9,25 @@ import torch
 from memloc_core import language_model
 from memloc_core.engine import Engine, analysis
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.requests import Alternatives, AttentionPattern, Continue, ExactMatch, MeasureRemains, Perturb, Sweep
+from memloc_core.requests import (
+    ActivationGradients,
+    ActivationPatching,
+    Alternatives,
+    Attention,
+    AttentionPattern,
+    AttributionPatching,
+    Continue,
+    ContrastGradients,
+    ExactMatch,
+    HeadAblation,
+    MeasureRemains,
+    ParameterGradients,
+    Perturb,
+    RareTokens,
+    Rarity,
+    Sweep,
+)
+from memloc_core.scan.kernel import exact_matches
 from tests.conftest import result
 from tests.unit.families import paragraphs, tiny
 
@@ -228,6 +246,39 @@ def test_logits_that_are_no_numbers_recite_nothing(broken, question):
         result(broken, question)
     remains = result(broken, MeasureRemains(((5, 1, *[0] * 8),), 4, shifts=(), extensions=(), relearn_steps=0))
     assert remains.longest_run.tolist() == [0]
+
+
+_SPOILED = ((5, 1, *range(2, 10)), *(tuple(range(i, i + 10)) for i in range(6, 30)))
+_COUNTS = tuple(tuple(range(9, 5, -1)) for _ in _SPOILED)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Attention(_SPOILED[0], 4),
+        AttentionPattern(_SPOILED[0], 0, 0),
+        Rarity(_SPOILED, _COUNTS, 4, clusters=tuple(range(25))),
+        HeadAblation(_SPOILED, prefix_length=4),
+        RareTokens(_SPOILED, _COUNTS, (7, 8, 9), 1, 4, clusters=tuple(range(25))),
+        AttributionPatching(_SPOILED[0], ((0, 6),), 4),
+        ActivationPatching(_SPOILED[0], ((0, 6),), 4),
+        ParameterGradients(_SPOILED[:1], 4),
+        ContrastGradients(_SPOILED[:2], _SPOILED[2:4], 4),
+        ActivationGradients(_SPOILED[0], 4),
+    ],
+    ids=lambda question: type(question).__name__,
+)
+def test_no_statistic_is_made_of_what_is_no_number(broken, question):
+    """A head whose attention is NaN would have a tau of 0, and a window that recites nothing."""
+    with pytest.raises(MemlocError, match="no numbers"):
+        result(broken, question)
+
+
+@pytest.mark.parametrize("reuses", [True, False])
+def test_a_scan_takes_no_window_without_numbers_for_one_that_is_not_recited(broken, monkeypatch, reuses):
+    monkeypatch.setattr(broken, "reuses_prefix", reuses)
+    with pytest.raises(MemlocError, match="no numbers"):
+        exact_matches(broken, torch.tensor(_SPOILED), 4)
 
 
 def test_one_paragraph_without_numbers_is_told_and_the_others_are_scored(broken):

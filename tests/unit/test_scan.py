@@ -16,11 +16,22 @@ import pytest
 import torch
 import transformers
 
+from memloc_core import codec
 from memloc_core.corpora.streams import corpus_files, open_stream
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.requests import SCAN_STRATA, AssembleScan, OpenParagraphs, PlanScan, ScanBlock, scan_stratum
+from memloc_core.requests import (
+    SCAN_STRATA,
+    AssembleScan,
+    ExactMatch,
+    OpenModel,
+    OpenParagraphs,
+    PlanScan,
+    ScanBlock,
+    scan_stratum,
+)
 from memloc_core.scan import repetitions
+from memloc_core.scan.cluster import Worker
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions, keep_of
 from memloc_core.scan.kernel import exact_matches
@@ -544,6 +555,13 @@ def test_a_scan_goes_on_only_as_it_was_begun(engine, corpus, place, tmp_path, sm
         stopped(replace(OPTIONS, stride=9))
     with pytest.raises(UsageError, match="--keep was memorized,partly,non-memorized:12, now it is memorized"):
         stopped(replace(OPTIONS, keep=(-1, 0, 0)))
+    info = engine.lm.info
+    engine.lm.info = replace(info, identity="of another rotary base")
+    try:
+        with pytest.raises(UsageError, match=r"the model's configuration was .*, now it is of another"):
+            stopped()
+    finally:
+        engine.lm.info = info
     text = (corpus / "a.jsonl").read_text()
     (corpus / "a.jsonl").write_text(text + '{"text": "w1"}\n')
     with pytest.raises(UsageError, match=r"a\.jsonl has changed"):
@@ -557,6 +575,19 @@ def test_a_scan_goes_on_only_as_it_was_begun(engine, corpus, place, tmp_path, sm
     run_scan(engine, corpus, out, place=place, restart=True)
     with pytest.raises(UsageError, match="is there already"):
         run_scan(engine, corpus, out, place=place)
+
+
+def test_a_node_of_a_cluster_with_another_model_answers_nothing(tiny_checkpoint):
+    opening, request = (codec.encode(r) for r in (OpenModel(str(tiny_checkpoint)), ExactMatch(((1,) * 100,))))
+    worker = Worker()
+    identity = codec.decode(worker.open(opening)).result.identity
+
+    def asked(identity):
+        columns = {"number": [7], "opening": [opening], "request": [request], "identity": [identity]}
+        return worker(pa.table(columns)).to_pylist()[0]["answer"]
+
+    assert codec.decode(asked(identity)).result.em.shape == (1,)
+    assert b"The model is another one on this node" in asked("of another")
 
 
 def test_a_set_inside_its_own_corpus_is_refused_before_it_is_there(engine, corpus, place):

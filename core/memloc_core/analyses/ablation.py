@@ -96,6 +96,7 @@ def run(lm: LanguageModel, request: HeadAblation) -> Generator[Progress, None, H
         residuals.clear()
         with torch.inference_mode(), architecture.hooked(*keep):
             score(sets[at][start:stop], firsts[at], (em_before[at], nll_before[at]), slice(start, stop))
+        lm.refuse_no_numbers(nll_before[at][start:stop])
         peak.held = sum(residual.nbytes for residual in residuals)
 
     def ablate(at: int, start: int, layer: int, begin: int, end: int) -> None:

@@ -30,6 +30,7 @@ def run(lm: LanguageModel, request: ActivationGradients) -> Generator[Progress, 
         with torch.enable_grad(), architecture.hooked(*hooks):
             nll = lm.nll(rows, request.prefix_length).mean()
             gradients = torch.autograd.grad(nll, seen)
+        lm.refuse_no_numbers(nll.detach())
         scores = torch.empty(4, lm.info.layers, architecture.heads, rows.shape[1] - 1)
         for layer in layers:
             *qkv, z = (gradient[0] for gradient in gradients[layer * (modules + 1) :][: modules + 1])

@@ -21,6 +21,7 @@ def run(lm: LanguageModel, request: Attention) -> Generator[Progress, None, Atte
     peak = PeakMemory(lm.device)
     with peak.step(lm.row_bytes(query + 1)):
         weights = attention_rows(lm, torch.tensor([request.paragraph]), query)[0]
+    lm.refuse_no_numbers(weights)
     yield Progress(1, 1, "passes")
     return AttentionRows(query, weights.numpy(), entropy(weights).numpy(), peak.bytes)
 
@@ -38,6 +39,7 @@ def run_pattern(lm: LanguageModel, request: AttentionPattern) -> Generator[Progr
         keep = ("pattern", request.layer, lambda pattern: seen.append(pattern[0, request.head].float().cpu()))
         with architecture.hooked(keep):  # type: ignore[arg-type]
             lm.hidden(torch.tensor([request.paragraph]))
+    lm.refuse_no_numbers(seen[0])
     yield Progress(1, 1, "passes")
     return HeadPattern(seen[0].numpy(), peak.bytes)
 

@@ -60,6 +60,7 @@ def run(lm: LanguageModel, request: ParameterGradients) -> Generator[Progress, N
             loss = lm.nll(rows[i : i + 1], request.prefix_length).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             nll[i] = loss.detach()
+        lm.refuse_no_numbers(nll[i])
         by_layer = [torch.cat([found[layer, kind] for kind in weights.slices], -1) for layer in range(lm.info.layers)]
         scores[:, i] = torch.stack(by_layer, 1).cpu()
         found.clear()
@@ -93,6 +94,7 @@ def run_contrast(lm: LanguageModel, request: ContrastGradients) -> Generator[Pro
                 loss = lm.nll(rows[start:stop], p).mean(-1).sum() / len(rows)
                 parameters = [matrix.parameter for matrix in matrices]  # an expert may have nothing to do
                 gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            lm.refuse_no_numbers(loss.detach())
             torch._foreach_add_(mean, list(gradients))
 
         for done in lm.in_batches(add, len(rows), rows.shape[1], backward=True, peak=peak):

@@ -73,6 +73,7 @@ def run_attribution(lm: LanguageModel, request: AttributionPatching) -> Generato
             hidden = lm.hidden(rows[:, :-1])[:, p - 1 :]
         logits = lm.logits(hidden)
         token_nll = F.cross_entropy(logits.mT, rows[:, p:].to(lm.device), reduction="none")
+        lm.refuse_no_numbers(token_nll.detach())
         twins = _twins(rows, first, p, activations, token_nll.detach(), logits.argmax(-1))
         logit = logits[:, twins.changed, twins.token]
         twins.metrics[:, 1] = logit.detach()
@@ -104,6 +105,7 @@ def run(lm: LanguageModel, request: ActivationPatching) -> Generator[Progress, N
         with architecture.hooked(*_keeping(lm, activations)):
             hidden = lm.hidden(rows[:, :-1])[:, p - 1 :]
         scores = lm.token_scores(hidden, rows[:, p:])
+        lm.refuse_no_numbers(scores.nll)
         twins = _twins(rows, first, p, activations, scores.nll, scores.predicted)
         twins.metrics[:, 1] = lm.logits(hidden[:, twins.changed])[:, twins.token]
     peak.held = sum(x.nbytes for kept in activations.values() for x in kept)

@@ -36,6 +36,7 @@ def run(lm: LanguageModel, request: RareTokens) -> Generator[Progress, None, Rar
             if request.reference == "own":
                 rows[start:stop, p:] = lm.greedy(rows[start:stop, :p], length - p)[0]
             scores = lm.score(rows[start:stop], p)
+        lm.refuse_no_numbers(scores.nll)
         em_before[start:stop] = scores.exact_match(rows[start:stop, p:].to(lm.device)).cpu().numpy()
 
     replaced = np.argwhere(positions >= 0)  # each row: rare or common, paragraph, pair

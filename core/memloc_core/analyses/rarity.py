@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _FEWEST_TOKENS = 5  # a rank that fewer tokens have is left out: its mean is noise that counts as much as any other
 _FEWEST_RANKS = 5
 _SHUFFLES_A_STEP = 20
+_TINY = 1e-30  # instead of 0, to divide by
 
 
 def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityScores]:
@@ -50,7 +51,9 @@ def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityS
 
     def look(start: int, stop: int) -> None:
         weights = attention_rows(lm, rows[start:stop], query)
-        prefix = weights[..., :p] / weights[..., :p].sum(-1, keepdim=True)
+        lm.refuse_no_numbers(weights)
+        # A head whose window ends before the prefix gives it nothing.
+        prefix = weights[..., :p] / weights[..., :p].sum(-1, keepdim=True).clamp_min(_TINY)
         attention[start:stop] = prefix.flatten(1, 2).mT.double()
         entropies.add_(entropy(weights).sum(0))  # last: a batch that runs out of memory is taken again
 

@@ -42,6 +42,7 @@ def run(lm: LanguageModel, request: ScanBlock) -> Generator[Progress, None, Scan
             with torch.inference_mode():
                 if request.nll:
                     scores = lm.score(rows[start:stop], request.prefix_length)
+                    lm.refuse_no_numbers(scores.nll)
                     targets = rows[start:stop, request.prefix_length :].to(lm.device)
                     em[start:stop] = scores.exact_match(targets).cpu()
                     nll[start:stop] = scores.nll.cpu().double().mean(-1)

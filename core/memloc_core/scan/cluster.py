@@ -42,6 +42,8 @@ class Worker:
         import pyarrow as pa
 
         opened = self.open(batch["opening"][0].as_py())
+        if not opened.startswith(_FAILED) and codec.decode(opened).result.identity != batch["identity"][0].as_py():
+            opened = _failure(MemlocError("The model is another one on this node than on the one asked first."))
         answer = opened if opened.startswith(_FAILED) else self._answer(batch["request"][0].as_py())
         return pa.table({"number": batch["number"], "answer": pa.array([answer], pa.large_binary())})
 
@@ -54,7 +56,7 @@ class Worker:
         except StopIteration as stop:
             return codec.encode(stop.value)
         except MemlocError as error:
-            return json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
+            return _failure(error)
 
 
 class RayEngines:
@@ -69,7 +71,7 @@ class RayEngines:
         except ImportError:
             raise UsageError("--engine ray needs ray: pip install 'memloc-tui[cluster]'.") from None
         self._ray = ray
-        self._opening = codec.encode(opening)
+        self._opening, self._identity = codec.encode(opening), ""  # of the model, once it was opened
         self._workers = workers
         self._options: dict[str, Any] = {"num_gpus": gpus} if gpus else {}
         self._options["num_cpus"] = cpus
@@ -90,7 +92,9 @@ class RayEngines:
         """The answer to the opening request, from one worker that then makes room again."""
         actor = self._ray.remote(**self._options)(Worker).remote()
         try:
-            return _decoded(self._ray.get(actor.open.remote(self._opening)))
+            answer = _decoded(self._ray.get(actor.open.remote(self._opening)))
+            self._identity = answer.result.identity
+            return answer
         except self._ray.exceptions.RayError as error:
             raise MemlocError(f"A Ray worker could not start: {str(error).strip().splitlines()[-1]}") from None
         finally:
@@ -100,8 +104,8 @@ class RayEngines:
         self, requests: Iterator[tuple[int, Request]], on_progress: Callable[[int, Progress], None]
     ) -> AsyncIterator[tuple[int, Answer[Any]]]:
         """See `job.Engines`. Ray's workers tell no progress within a request."""
-        opening = self._opening
-        items = [{"number": n, "request": codec.encode(request), "opening": opening} for n, request in requests]
+        same = {"opening": self._opening, "identity": self._identity}
+        items = [{"number": n, "request": codec.encode(request), **same} for n, request in requests]
         if not items:
             return
         loop = asyncio.get_running_loop()
@@ -148,6 +152,10 @@ class RayEngines:
                     f"{self._workers} workers with {wanted:g} {resource} each want {wanted * self._workers:g}, and the "
                     f"Ray cluster has {there:g}; give fewer --workers or another --gpus-per-worker."
                 )
+
+
+def _failure(error: MemlocError) -> bytes:
+    return json.dumps({"error": type(error).__name__, "message": str(error)}).encode()
 
 
 def _decoded(data: bytes) -> Answer[Any]:

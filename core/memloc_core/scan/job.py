@@ -340,7 +340,7 @@ class Scan:
         if begun["tokenizer"] != self._files.tokenizer:
             changed.append("the model's tokenizer has changed")
         for name, value in _identity(info).items():
-            if begun["model"].get(name) != value:
+            if begun["model"].get(name, value) != value:
                 changed.append(f"the model's {name} was {begun['model'].get(name)!s:.16}, now it is {value:.16}")
         if changed:
             more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -366,6 +366,7 @@ def _identity(info: ModelInfo) -> dict[str, str]:
         "dtype": info.dtype,
         "device": info.device.split(":")[0],
         "attention": info.attention,
+        "configuration": info.identity,  # with all of the above
     }
 
 

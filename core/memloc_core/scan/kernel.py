@@ -23,9 +23,14 @@ _NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 5e-2, torch.bf
 
 
 def exact_matches(lm: LanguageModel, rows: Tensor, prefix_length: int) -> Tensor:
-    """Exact match [n] of rows [n, t]: what `lm.score(rows, prefix_length).exact_match(...)` gives."""
+    """Exact match [n] of rows [n, t]: what `lm.score(rows, prefix_length).exact_match(...)` gives.
+
+    Raises MemlocError where the model gives no numbers.
+    """
     if not lm.reuses_prefix:
-        return lm.score(rows, prefix_length).exact_match(rows[:, prefix_length:].to(lm.device)).cpu()
+        whole = lm.score(rows, prefix_length)
+        lm.refuse_no_numbers(whole.nll)
+        return whole.exact_match(rows[:, prefix_length:].to(lm.device)).cpu()
     n, length = rows.shape
     rows = rows.to(lm.device)
     em = torch.zeros(n, dtype=torch.int64, device=lm.device)
@@ -52,6 +57,7 @@ def exact_matches(lm: LanguageModel, rows: Tensor, prefix_length: int) -> Tensor
             cache.batch_select_indices(stay)
         k = min(next(pieces, length), length - at)
         hidden = lm.hidden(rows[there, at - 1 : at - 1 + k], cache)
+    lm.refuse_no_numbers(margin)
     close = (margin < near).nonzero()[:, 0]
     if len(close):
         em[close] = one_by_one(lm, rows[close], prefix_length)[0]
