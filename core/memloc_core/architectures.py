@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -258,6 +258,9 @@ def find(model: Any) -> Architecture | None:
     family = FAMILIES.get(config.model_type)
     if family is None:
         return None
+    seeing = family.blocks.replace("model.", "model.language_model.", 1)  # where a model that sees keeps its text model
+    if any(name == seeing for name, _ in model.named_modules()):
+        family = replace(family, blocks=seeing)
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)

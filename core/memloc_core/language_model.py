@@ -63,7 +63,8 @@ class LanguageModel:
     """The raw model, its identity, and cancellation.
 
     `logits` of `hidden` equal the model's own logits: `load` checks that on the loaded weights and, for a model whose
-    head is more than one matrix, lets `hidden` return whole logits and `logits` pass them through.
+    head is more than one matrix and what `_after_head` knows, lets `hidden` return whole logits and `logits` pass them
+    through.
     """
 
     def __init__(self, model: Any, info: ModelInfo) -> None:
@@ -80,7 +81,7 @@ class LanguageModel:
         self._refuse_unless_causal()
         self.reuses_prefix = self._cached_prefix_equals_whole_pass()
         self.adapter = architectures.find(model)
-        self.blocks = _blocks(model, info.layers)
+        self.blocks = self._find_blocks()
         cancelled = self.cancelled
 
         def stop_if_cancelled(module: nn.Module, inputs: Any) -> None:  # knows no `self`, or nothing would free a model
@@ -104,7 +105,9 @@ class LanguageModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., w], in float32 (a float64 model's stay so)."""
-        return _at_least_float32(self.model.get_output_embeddings()(hidden) if self._splits else hidden)
+        return _at_least_float32(
+            self._after_head(self.model.get_output_embeddings()(hidden)) if self._splits else hidden
+        )
 
     def token_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
         """Score targets [n, c] under the hidden states [n, c, w] that predict them.
@@ -157,7 +160,8 @@ class LanguageModel:
         width = max(1, _LOGITS_IN_CACHE // len(hidden))
         for first in range(0, len(head.weight), width):
             bias = None if head.bias is None else head.bias[first : first + width]
-            yield first, _at_least_float32(F.linear(hidden, head.weight[first : first + width], bias))
+            piece = F.linear(hidden, head.weight[first : first + width], bias)
+            yield first, _at_least_float32(self._after_head(piece))
 
     def score(self, rows: Tensor, prefix_length: int, targets: Tensor | None = None) -> TokenScores:
         """Score the continuations of rows [n, t] by one pass: logits at prefix_length - 1 .. t - 2 only."""
@@ -346,9 +350,26 @@ class LanguageModel:
             if self.model.get_output_embeddings() is None:
                 return False
             self._splits = True
-            with contextlib.suppress(AttributeError, TypeError, RuntimeError, ValueError):
-                return torch.equal(self.logits(self.hidden(ids)), whole)
+            for after in _after_head(self.model.config.get_text_config()):
+                self._after_head = after
+                with contextlib.suppress(AttributeError, TypeError, RuntimeError, ValueError):
+                    if torch.equal(self.logits(self.hidden(ids)), whole):
+                        return True
             return False
+
+    def _find_blocks(self) -> list[nn.Module]:
+        """The transformer blocks: of the lists of modules that text runs through (a model that sees has others) the
+        first one that is as long as there are layers, else the longest."""
+        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+        ran: list[int] = []
+        with contextlib.ExitStack() as hooks, torch.inference_mode():
+            for i, found in enumerate(lists):
+                handle = found[0].register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+                hooks.callback(handle.remove)
+            self.model(input_ids=self._probe_ids())
+        used = [lists[i] for i in sorted(set(ran))]
+        fitting = (found for found in used if len(found) == self.info.layers)
+        return list(next(fitting, max(used, key=len, default=[])))
 
     def _refuse_unless_causal(self) -> None:
         """A model that looks ahead, such as BERT, would be scored on tokens that it has already seen."""
@@ -558,9 +579,16 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _blocks(model: nn.Module, layers: int) -> list[nn.Module]:
-    """The transformer blocks: the first list of as many modules as there are layers, else the longest list.
-
-    A model that sees as well has another list, which may be the longer one."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(next((found for found in lists if len(found) == layers), max(lists, key=len, default=[])))
+def _after_head(config: Any) -> list[Callable[[Tensor], Tensor]]:
+    """What a family may do to what its head puts out: Gemma caps it, Granite divides it, Cohere multiplies it."""
+    cap, below, times = (
+        getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    )
+    known: list[Callable[[Tensor], Tensor]] = [lambda x: x]
+    if cap:
+        known.append(lambda x: torch.tanh(x / cap) * cap)
+    if below:
+        known.append(lambda x: x / below)
+    if times:
+        known.append(lambda x: x * times)
+    return known

@@ -51,6 +51,18 @@ _CONFIGS: dict[str, Any] = {
     "gemma3_text": lambda: transformers.Gemma3TextConfig(
         **_LLAMA, num_key_value_heads=2, head_dim=10, sliding_window=5, query_pre_attn_scalar=10
     ),
+    "gemma3": lambda: transformers.Gemma3Config(  # sees as well, with as many layers
+        text_config={**_LLAMA, "num_key_value_heads": 2, "head_dim": 10, "sliding_window": 5},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=1,
+    ),
     "granite": lambda: transformers.GraniteConfig(
         **_LLAMA, num_key_value_heads=2, logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5
     ),
@@ -105,6 +117,7 @@ def held(family: str, config: Any, dtype: torch.dtype = torch.float32) -> Langua
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
     model.eval().requires_grad_(False)
+    text = config.get_text_config()
     info = ModelInfo(
         name=family,
         folder="",
@@ -114,12 +127,12 @@ def held(family: str, config: Any, dtype: torch.dtype = torch.float32) -> Langua
         dtype=str(dtype).removeprefix("torch."),
         device="cpu",
         attention="eager",
-        layers=config.num_hidden_layers,
-        heads=getattr(config, "num_attention_heads", 0),
-        width=config.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=getattr(text, "num_attention_heads", 0),
+        width=text.hidden_size,
         parameters=0,
         vocabulary=VOCABULARY,
-        positions=getattr(config, "max_position_embeddings", 0) or 64,
+        positions=getattr(text, "max_position_embeddings", 0) or 64,
     )
     return LanguageModel(model, info)
 

@@ -14,7 +14,6 @@ import transformers
 from memloc_core import requests
 from memloc_core.engine import ANALYSES, Engine
 from memloc_core.errors import UsageError
-from memloc_core.language_model import _blocks
 from memloc_core.requests import (
     Ablated,
     ActivationGradients,
@@ -344,9 +343,7 @@ def test_the_blocks_are_those_of_the_text_also_where_what_sees_is_deeper():
     text = {**EXPERTS, "vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 8}
     seeing = {**EXPERTS, "num_hidden_layers": 5, "image_size": 28, "patch_size": 14}
     config = transformers.Gemma3Config(text_config=text, vision_config=seeing, mm_tokens_per_image=4)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    assert [type(block).__name__ for block in _blocks(model, 2)] == ["Gemma3DecoderLayer"] * 2
+    assert [type(block).__name__ for block in held("gemma3", config).blocks] == ["Gemma3DecoderLayer"] * 2
 
 
 def test_a_notice_is_told_with_the_answer_that_it_belongs_to():
