@@ -41,6 +41,11 @@ def compute_exactly() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """What long sums are made in there."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that this process can still get there; on a GPU with what torch holds without using it."""
     if device.type != "cuda":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memloc_core.architectures import KINDS, Matrix, is_matrix
-from memloc_core.devices import PeakMemory
+from memloc_core.devices import PeakMemory, widest
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import (
@@ -102,7 +102,8 @@ def run_contrast(lm: LanguageModel, request: ContrastGradients) -> Generator[Pro
         before += len(rows)
     for mean in means:
         torch._foreach_abs_(mean)
-    floor = float(sum(kept.double().sum() for kept in means[1]) / sum(kept.numel() for kept in means[1]))
+    total = sum(float(kept.sum(dtype=widest(lm.device))) for kept in means[1])
+    floor = total / sum(kept.numel() for kept in means[1])
     scores = torch.full((4, len(weights.layers), len(weights.components)), -torch.inf, device=lm.device)
     pairs = iter(zip(*means, strict=True))
     for layer, layer_matrices in enumerate(weights.layers):

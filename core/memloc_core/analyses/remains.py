@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memloc_core.devices import PeakMemory
+from memloc_core.architectures import is_matrix
+from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import MeasureRemains, Progress, Remains
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 SIMILAR = 0.75  # greedy text at least this similar to the continuation counts as extracted
 _FRESH_ROWS = 16  # of other text, whose repetition says what is usual
-_OWN_WEIGHTS = 4  # times the model's size: fp32 copy, gradient and Adam's two averages
 _Weights = list[tuple[nn.Parameter, Tensor]]
 
 
@@ -202,8 +202,10 @@ def _relearned(
         return
     generator = torch.Generator().manual_seed(request.seed)
     parameters = list(lm.model.parameters())
-    size = sum(parameter.nbytes for parameter in parameters)
-    peak.held = _OWN_WEIGHTS * size
+    # In fp32 a copy and Adam's two averages; the gradient, and what stands in the model where it is no fp32.
+    halves = 2 if lm.info.dtype != "float32" else 1
+    needed = sum(12 * parameter.numel() + halves * parameter.nbytes for parameter in parameters)
+    peak.held = needed
     batch = min(request.relearn_batch, len(other))
     order = torch.empty(0, dtype=torch.int64)
     try:
@@ -229,9 +231,11 @@ def _relearned(
                 with _standing_in(standing):
                     matched = _matched(lm, rows, request.prefix_length)
             yield matched
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
         raise MemlocError(
-            f"Training on other text needs {_OWN_WEIGHTS} times the model's memory, and {lm.device} has not that much "
+            f"Training on other text needs {needed / 1e9:,.2f} GB beside the model, and {lm.device} has not that much "
             "left; ask for no relearning steps."
         ) from None
     finally:
@@ -256,14 +260,14 @@ def _gradients(lm: LanguageModel, rows: Tensor, parameters: list[nn.Parameter]) 
 
 
 def _matrices(lm: LanguageModel) -> list[tuple[nn.Parameter, int]]:
-    """Every weight matrix of the blocks, and the axis of its inputs."""
+    """Every weight matrix of the blocks, and the axis of its inputs (of stacked experts the last, whichever it is)."""
     return [
-        # GPT-2's Conv1D keeps [in, out], everything else [out, in].
+        # GPT-2's Conv1D keeps [in, out], others [out, in].
         (parameter, 0 if type(module).__name__ == "Conv1D" else -1)
         for block in lm.blocks
         for module in block.modules()
         for parameter in module.parameters(recurse=False)
-        if parameter.dim() > 1
+        if is_matrix(parameter)
     ]
 
 

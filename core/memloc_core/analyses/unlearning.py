@@ -32,7 +32,7 @@ from memloc_core.unlearning.training import (
     Training,
 )
 from memloc_core.unlearning.watching import SAMPLE
-from memloc_core.unlearning.weights import Adam, MaskedWeights
+from memloc_core.unlearning.weights import Adam, MaskedWeights, matrices
 
 if TYPE_CHECKING:
     from memloc_core.requests import Floats
@@ -106,11 +106,13 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
     step, measuring = seconds[-1]
     row = step / len(batch)
     contrasts = mask not in ("gradient", "random", "dense")
+    held = 0 if work.peak.is_measured else work.held(len(weights))
+    squares = 4 * sum(m.parameter.numel() for m in matrices(lm)) if contrasts and mask != "neurons" else 0
     scored = len(asked.targets) + (min(len(asked.kept), FISHER_ROWS) if contrasts else 0)
     return RunCost(
         weights=k,
         seconds_per_step=step + measuring,
-        bytes=work.held(len(weights)) + work.peak.bytes,
+        bytes=work.peak.bytes + max(held, squares),  # squares are gone when the values come
         seconds_to_start=before + (0.0 if mask in ("random", "dense") else scored * row),
     )
 

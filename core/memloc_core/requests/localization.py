@@ -159,7 +159,7 @@ class Attention(Request):
 class HeadPattern(Result):
     """One head's attention from every token (row) to every token (column)."""
 
-    weights: Floats  # [length, length], rows sum to 1, zero above the diagonal
+    weights: Floats  # [length, length], rows sum to 1 (as far as the dtype rounds), zero above the diagonal
     peak_bytes: int
 
 

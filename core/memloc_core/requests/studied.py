@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelInfo(Result):
-    """The loaded model. `identity` stands in every cache key: weights, dtype, attention, kind of device."""
+    """The loaded model. `identity` stands in every cache key: a hash of weights, dtype, attention, kind of device and
+    of what else config.json says, such as a rotary base."""
 
     name: str
     folder: str
@@ -29,11 +30,11 @@ class ModelInfo(Result):
     device: str
     attention: str
     layers: int
-    heads: int
+    heads: int  # per layer; 0 for a model that has none
     width: int
-    parameters: int
+    parameters: int  # numbers, of which tied ones count once
     vocabulary: int
-    positions: int
+    positions: int  # tokens that it can read; 0: the config names no limit
     notices: tuple[str, ...] = ()
 
 

@@ -41,7 +41,7 @@ GROUPS: tuple[Group, ...] = ("kept", "held-out", "others", "family", "general")
 class SparseEdit(Result):
     """k weights of one model, and what they become. Values are exact: fp32 holds every fp32, bf16 and fp16 value.
 
-    Parameter i of `parameters` (named as in the checkpoint) has the flat indices
+    Parameter i of `parameters` (named as in the loaded model's `named_parameters()`) has the flat indices
     `indices[starts[i]:starts[i + 1]]`, in ascending order, of its row-major weights.
     """
 
@@ -148,8 +148,10 @@ class Unlearning(Result):
 class Unlearn(Request):
     """Change k weights so that `targets` are no longer recited, or another text is (paper section 5; README).
 
-    objective "unlearn": raise the NLL of `targets`; "edit": make `alternatives` likely, whole paragraphs with their own
-    prefix, one for each target; "memorize": make `targets` themselves likely. All hold KL(p_0 || p) on `kept` down.
+    objective "unlearn": let other tokens win where `targets` are recited; "edit": have those of `alternatives` win,
+    whole paragraphs with their own prefix, one for each target; "memorize": those of `targets` themselves. All hold
+    KL(p_0 || p) on `kept` down. What wins is pushed by the gap between a token's logit and the best other one, up to
+    a bound (`objectives.push_loss`); the paper's unbounded NLL is what `protocol` "paper" pushes.
 
     `mask`: which weights of W_Q, W_K, W_V, W_O, W_in, W_out may change, chosen before the first step: the
     k = ceil(sparsity * N) with the largest |gradient| of the objective, its difference to or ratio over the root mean

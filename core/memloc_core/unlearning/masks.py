@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memloc_core.architectures import KINDS
+from memloc_core.devices import widest
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Mask, Unlearn
@@ -117,7 +118,7 @@ def choose(
     # The root of the mean square over all weights: what a weight has to stand above at least.
     floor = 0.0
     if squares is not None:
-        mean = sum(float(s.sum(dtype=torch.float64)) for s in squares) / len(kept) / int(starts[-1])
+        mean = sum(float(s.sum(dtype=widest(lm.device))) for s in squares) / len(kept) / int(starts[-1])
         floor = math.sqrt(mean)
 
     def score(i: int, gradient: Tensor) -> None:
@@ -146,7 +147,10 @@ def choose(
 
 
 class TopK:
-    """The k largest of the scores offered so far, and their indices; ties go to what was offered first."""
+    """The k largest of the scores offered so far, and their indices.
+
+    Of equal scores `torch.topk` chooses, which devices do not do alike.
+    """
 
     def __init__(self, k: int, device: torch.device) -> None:
         self._k = k

@@ -43,7 +43,7 @@ class _Mlp:
     @property
     def size(self) -> int:
         """Weights of one neuron."""
-        return sum(len(weights[0]) for weights in self.weights.values())
+        return sum(_shape(m, "W_in")[1] for m in self.into) + _shape(self.out, "W_out")[0]
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def layer_size(lm: LanguageModel, place: str) -> int:
     """The weights of all neurons of the layer. Raises UsageError as `neuron_size` does."""
     lm.architecture("The mask 'neurons'")
     mlp = _mlp(lm, layer_of(lm, place))
-    return sum(weights.numel() for weights in mlp.weights.values())
+    return sum(_shape(m, "W_in").numel() for m in mlp.into) + _shape(mlp.out, "W_out").numel()
 
 
 def detectors(
@@ -223,3 +223,8 @@ def _where(m: Named, kind: str) -> Tensor:
     """Flat indices of a matrix as its kind sees it: W_in [d, w], W_out [w, d]."""
     numbered = torch.arange(m.parameter.numel()).view(m.parameter.shape)
     return m.matrix.divide(numbered)[kind][0]
+
+
+def _shape(m: Named, kind: str) -> torch.Size:
+    """Of what `_where` gives; nothing is numbered for it."""
+    return m.matrix.divide(torch.empty_like(m.parameter, device="meta"))[kind][0].shape

@@ -138,7 +138,7 @@ class Watch:
         found = np.full((3, len(GROUPS)), np.nan, np.float32)
         for i, name in enumerate(GROUPS):
             if group := self.groups.get(name):
-                em = group.em[:most][group.has_em[:most]].double()
+                em = group.em[:most][group.has_em[:most]].cpu().double()
                 found[:, i] = float(em.mean()), float(group.nll[:most].mean()), 1.0
         return found[0], found[1], found[2]
 
