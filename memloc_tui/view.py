@@ -30,6 +30,7 @@ class Score:
     nll: float
     against: Reference = "true"
     ablated: Heads = ()
+    token_nll: tuple[float, ...] = ()  # [c] of the reference, given the text before it
     seconds: float | None = None  # None: it was in the cache
 
     @property
@@ -148,5 +149,6 @@ def score_of(answer: Answer[Any], cached: bool) -> Score:
         nll=float(result.nll_after),
         against=request.reference,
         ablated=heads,
+        token_nll=tuple(result.token_nll.tolist()),
         seconds=None if cached else answer.provenance.seconds,
     )

@@ -85,7 +85,8 @@ class Asking:
         result, at = scored
         em, nll = int(result.em[at]), float(result.nll[at])
         true = tuple(catalogue.paragraphs.tokens[row, catalogue.paragraphs.prefix_length :].tolist())
-        return Score(true, tuple(result.predicted[at].tolist()), em, em, float(result.margin[at]), nll, nll)
+        predicted, token_nll = (tuple(values[at].tolist()) for values in (result.predicted, result.token_nll))
+        return Score(true, predicted, em, em, float(result.margin[at]), nll, nll, token_nll=token_nll)
 
     def _known_score(self, question: Question) -> Score | None:
         whole = not question.replacements and not question.ablated

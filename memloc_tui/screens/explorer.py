@@ -328,6 +328,12 @@ class Explorer(NotSelecting, Screen[None]):
     def on_token_grid_chosen(self, message: TokenGrid.Chosen) -> None:
         if message.grid is self.prefix and self.current >= 0:
             self.choosing.open(message.index)
+        elif message.grid is self.continuation and self.study is not None and self.study.trying is None:
+            view = self.study.view()
+            if view.score is not None:
+                from memloc_tui.screens.likely import Likely
+
+                self.app.push_screen(Likely(self, view, view.score, message.index))
 
     def on_chooser_tried(self, message: Chooser.Tried) -> None:
         self.choosing.tried(message)

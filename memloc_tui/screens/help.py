@@ -16,6 +16,7 @@ from memloc_tui.screens.confirm import Confirm
 from memloc_tui.screens.dialog import Dialog
 from memloc_tui.screens.explorer import Explorer
 from memloc_tui.screens.export import Export
+from memloc_tui.screens.likely import Likely
 from memloc_tui.screens.sweep_options import SweepOptions
 from memloc_tui.widgets.chooser import Chooser
 from memloc_tui.widgets.curves import Curves
@@ -38,6 +39,7 @@ def sections(app_bindings: list[Binding]) -> list[tuple[str, list[Binding]]]:
         ("Maps", Heatmap),
         ("Tokens", TokenGrid),
         ("Choosing a token", Chooser),
+        ("What is likely", Likely),
         ("Filter", FilterLine),
         ("Sweep options", SweepOptions),
         ("Export", Export),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memloc_tui.figures import head_names
+from memloc_tui.figures import figure, head_names
 from memloc_tui.glyphs import piece_text, quoted
 from memloc_tui.widgets.token_grid import Cell, Column, TokenGrid
 
@@ -88,6 +88,8 @@ class ContinuationPane(TokenGrid):
         if self.cursor < len(self.columns):
             token = (score.reference if score else view.continuation)[self.cursor]
             parts.append(f"{view.prefix_length + self.cursor} {quoted(self.text(token))} id {token}")
+            if score is not None and self.cursor < len(score.token_nll):
+                parts.append(f"NLL {figure(score.token_nll[self.cursor])}")
         if score is not None:
             if score.margin < RISKY_MARGIN:
                 parts.append("margin < 0.001: EM may differ between devices")

@@ -70,7 +70,14 @@ class TokenGrid(ScrollView, can_focus=True):
         Binding("down", "line(1)", "Down", id="tokens.down", tooltip="Move down one line of tokens", show=False),
         Binding("home", "go(0)", "First", id="tokens.first", tooltip="Go to the first token", show=False),
         Binding("end", "go(-1)", "Last", id="tokens.last", tooltip="Go to the last token", show=False),
-        Binding("enter", "choose", "Choose", id="tokens.choose", tooltip="Choose another token here", show=False),
+        Binding(
+            "enter",
+            "choose",
+            "Choose",
+            id="tokens.choose",
+            tooltip="In the prefix another token; in the continuation what the model expects there",
+            show=False,
+        ),
     ]
 
     class Pointed(Message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from fake import DOG, PIECES, C, FakeSession, P, base_em, effect, em_after, make
 from helpers import notices, opened, screen_lines, shown, until
 from textual import events
 from textual.dom import NoScreen
+from textual.widgets import Static
 
 from memloc_core.errors import EngineDied, MemlocError
-from memloc_core.requests import Continue, ExactMatch, Perturb, Sweep, SweepScores, random_tokens
+from memloc_core.requests import Alternatives, Continue, ExactMatch, Perturb, Sweep, SweepScores, random_tokens
 from memloc_core.sources import DEMO
 from memloc_tui.app import MemlocApp
+from memloc_tui.figures import figure
 from memloc_tui.glyphs import piece_text
 from memloc_tui.settings import Settings
 
@@ -405,6 +408,37 @@ async def test_waiting_is_said_and_the_old_number_called_old(app: MemlocApp, ses
         session.hold[Perturb].set()
         await until(pilot, lambda: f"EM 50 → {50 - effect(0, DOG)}" in shown(app, "#continuation"))
         assert "asking" not in shown(app, "#continuation")
+
+
+async def test_a_token_of_the_continuation_shows_what_the_model_expects_there(
+    app: MemlocApp, session: FakeSession
+) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.explorer.commit(((4, DOG),))
+        await until(pilot, lambda: f"EM 50 → {50 - effect(4, DOG)}" in shown(app, "#continuation"))
+        await pilot.press("3", "right", "right")
+        score = app.explorer.study.view().score
+        assert score is not None
+        assert f"NLL {figure(score.token_nll[2])}" in shown(app, "#continuation")
+        await pilot.press("enter")
+        await until(pilot, lambda: "asking" not in str(app.screen.query_one("#likely", Static).content))
+        asked = [request for request in session.asked if isinstance(request, Alternatives)][-1]
+        row = make_paragraphs().row(app.explorer.current)
+        assert asked.prefix == (*row[:4], DOG, *row[5:53])
+        assert asked.position == 52
+        lines = str(app.screen.query_one("#likely", Static).content).splitlines()
+        assert "the true text" in lines[0]
+        others = session.answer(asked)
+        by_hand = [(math.exp(-score.token_nll[2]), row[52]), *zip(others.probabilities, others.tokens, strict=True)]
+        for line, (p, token) in zip(lines[1:], sorted(by_hand, reverse=True), strict=True):
+            assert text(token) in line
+            assert f"{p:.3f}" in line
+            assert line.startswith("▸") == (token == row[52])
+        await pilot.press("escape")
+        assert app.screen is app.explorer
+        await pilot.click("#continuation", offset=(9, 1))
+        await until(pilot, lambda: app.screen is not app.explorer)
 
 
 async def test_a_wrong_question_is_explained_in_its_pane(app: MemlocApp, session: FakeSession) -> None:
