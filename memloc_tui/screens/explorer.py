@@ -87,7 +87,8 @@ class Explorer(NotSelecting, Screen[None]):
         binding("w", "sweep", "sweep", "sweep", "Sweep: replace each prefix token in turn"),
         binding("W", "sweep_options", "options", "sweep_options", "Sweep options", key_display="W"),
         binding("o", "overlay", "overlay", "overlay", "Next overlay: none, EM drop, rarity, attention, gradient"),
-        binding("a", "ablate", "ablate", "ablate", "Ablate the chosen head in all that is shown, or put it back"),
+        binding("a", "ablate", "ablate", "ablate", "Ablate the chosen head too in all that is shown, or put it back"),
+        binding("A", "unablate", "all heads", "unablate", "Put all ablated heads back", key_display="A"),
         binding("f", "reference", "reference", "reference", "Match against: auto, the true text, the model's own text"),
         binding("u", "undo", "undo", "undo", "Undo the last replacement"),
         binding("U", "clear", "clear", "clear", "Take all replacements back", key_display="U"),
@@ -465,6 +466,9 @@ class Explorer(NotSelecting, Screen[None]):
     def action_ablate(self) -> None:
         self.locating.ablate()
 
+    def action_unablate(self) -> None:
+        self.locating.unablate()
+
     def action_reference(self) -> None:
         resume, modes = self.memloc.resume, list(REFERENCES)
         resume.reference = modes[(modes.index(resume.reference) + 1) % len(modes)]
@@ -655,7 +659,7 @@ def panel_keys(focused: Widget) -> list[Key]:
     for tab in PANELS:
         for node in focused.ancestors_with_self:
             if node.id == f"panel-{tab.name}":
-                own = [b for b in type(node).BINDINGS if isinstance(b, Binding) and b.id]
+                own = [b for b in type(node).BINDINGS if isinstance(b, Binding) and b.id and b.show]
                 return [(b.key, b.description, f"screen.panel_key('{tab.name}','{b.id}')") for b in own]
     return []
 

@@ -99,9 +99,16 @@ class Locating:
         self.explorer.draw()
 
     def ablate(self) -> None:
-        """Take the chosen head out of every forward pass about the paragraph, or put all of them back."""
-        resume = self.explorer.memloc.resume
-        resume.ablated = [] if resume.ablated else [list(resume.head)]
+        """Take the chosen head too out of every forward pass about the paragraph, or put it back."""
+        ablated, head = self.explorer.memloc.resume.ablated, list(self.explorer.memloc.resume.head)
+        self._take_out([other for other in ablated if other != head] if head in ablated else [*ablated, head])
+
+    def unablate(self) -> None:
+        """Put all of them back."""
+        self._take_out([])
+
+    def _take_out(self, heads: list[list[int]]) -> None:
+        self.explorer.memloc.resume.ablated = sorted(heads)
         self.explorer.memloc.save_soon()
         self._show_ablation()
         self.explorer.sweeping.peek()

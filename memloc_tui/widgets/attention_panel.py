@@ -91,6 +91,8 @@ class AttentionPanel(LocalPanel):
         Binding(
             "h", "offered", "offered head", id="attention.offered", tooltip="Attention: take the head that stands out"
         ),
+        Binding("left", "head(-1)", "Before", id="attention.before", tooltip="Attention: the head before", show=False),
+        Binding("right", "head(1)", "Next", id="attention.next", tooltip="Attention: the next head", show=False),
     ]
     DEFAULT_CSS = """
     AttentionPanel {
@@ -208,6 +210,13 @@ class AttentionPanel(LocalPanel):
         if rarity is not None and rarity.strongest is not None:
             layer, head = rarity.strongest
             self.post_message(self.ChoseHead((layer, head)))
+
+    def action_head(self, by: int) -> None:
+        """Another head, layer by layer; after the last one comes the first."""
+        if self.scene is not None:
+            layers, heads = self.scene.model.layers, self.scene.model.heads
+            layer, head = self.scene.head
+            self.post_message(self.ChoseHead(divmod((layer * heads + head + by) % (layers * heads), heads)))
 
     def on_heatmap_moved(self, message: Heatmap.Moved) -> None:
         message.stop()

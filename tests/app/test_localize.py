@@ -220,6 +220,27 @@ async def test_ablating_the_chosen_head_changes_every_question_about_the_paragra
         assert session.asked[before:] == []  # all of it is known
 
 
+async def test_several_heads_are_taken_out_and_put_back(app: MemlocApp, session: LocalSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("6")
+        await until(pilot, lambda: "L1H2" in shown(app, "#attention-now"))
+        await pilot.press("a", "right", "a")
+        await until(pilot, lambda: "ablated: L1H2, L1H3" in shown(app, "#top"))
+        await until(
+            pilot, lambda: any(isinstance(r, Ablated) and r.heads == ((1, 2), (1, 3)) for r in session.asked), 5
+        )
+        await pilot.press("right", "right")
+        assert app.resume.head == [2, 1]
+        await pilot.press(*["left"] * 3, "a")
+        assert app.resume.head == [1, 2]
+        await until(pilot, lambda: "ablated: L1H3" in shown(app, "#top"))
+        await pilot.press("A")
+        await until(pilot, lambda: "edits: none" in shown(app, "#top"))
+        await pilot.press(*["left"] * 7)
+        assert app.resume.head == [LAYERS - 1, HEADS - 1]
+
+
 async def test_overlays_of_attention_and_gradient_show_the_heads_numbers_under_the_tokens(
     app: MemlocApp, session: LocalSession
 ) -> None:
