@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from memloc_core.requests import (
     NON_MEMORIZED_UP_TO,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK = 64
-SORTS = ("EM", "NLL", "margin", "count", "told", "genre", "file")
-Sort = Literal["EM", "NLL", "margin", "count", "told", "genre", "file"]
+Sort = Literal["EM", "change", "NLL", "margin", "count", "told", "genre", "file"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
 Stratum = Literal["memorized", "partly", "non-memorized", "unknown"]
 STRATA: tuple[Stratum, ...] = ("memorized", "partly", "non-memorized")
 
@@ -36,12 +36,13 @@ FILTER_HELP = (
     ("words", "paragraphs whose text holds the words, in any case"),
     ('"two words"', "the same, as one string"),
     ("em>=50  nll<1  margin<0.001  count>=32", "numbers: < <= > >= = on em, nll, margin, count, family"),
+    ("change<0", "under edited weights: paragraphs that lost exact match by the edit"),
     ("genre:recipe  split:fresh  id:3fa", "genre, split and id by their beginning"),
     ("is:memorized  is:partly  is:non-memorized", "strata by exact match"),
     ("is:perturbed", "paragraphs with replacements of yours"),
     ("is:marked", "paragraphs that the next run changes together"),
 )
-_NUMBERS = ("em", "nll", "margin", "count", "family")
+_NUMBERS = ("em", "change", "nll", "margin", "count", "family")
 _WORDS = ("genre", "split", "id", "is")
 _NUMBER_TERM = re.compile(r"([A-Za-z_]+)(<=|>=|<|>|=)(\S*)")
 _WORD_TERM = re.compile(r"([A-Za-z_]+):(\S*)")
@@ -112,6 +113,7 @@ class Catalogue:
         self._answers: dict[int, tuple[ExactMatches, int]] = {}
         self.perturbed: set[int] = set()
         self.marked: set[int] = set()  # to be changed together by the next run
+        self.original: Catalogue | None = None  # of edited weights: the same paragraphs under the original ones
         self.known = 0
         self.strata: dict[str, int] = dict.fromkeys(STRATA, 0)
 
@@ -119,6 +121,14 @@ class Catalogue:
         return len(self.paragraphs)
 
     # ------------------------------------------------------------------------------------------------------ scores
+
+    @property
+    def change(self) -> NDArray[Any]:
+        """Exact match under these weights - under the original ones, [n]; nan where one of them is not known."""
+        import numpy as np
+
+        before = np.full(len(self), -1) if self.original is None else self.original.em
+        return np.where((self.em < 0) | (before < 0), np.nan, self.em - before)
 
     @property
     def chunks(self) -> int:
@@ -248,7 +258,7 @@ class Catalogue:
             names = {"genre": p.genre, "split": p.split, "id": p.ids}[name]
             return lambda row: names[row].lower().startswith(value)
         numbers = {"em": self.em, "nll": self.nll, "margin": self.margin, "count": p.repetitions, "family": p.family}
-        column = numbers[name].tolist()
+        column = (self.change if name == "change" else numbers[name]).tolist()
         unknown = name in ("em", "count", "family")
 
         def holds(row: int) -> bool:
@@ -260,7 +270,8 @@ class Catalogue:
         return holds
 
     def ordered(self, rows: list[int], sort: Sort, reverse: bool) -> list[int]:
-        """`rows` by the sort's natural direction (highest EM, lowest NLL, ... first); unknown ones stay last."""
+        """`rows` by the sort's natural direction (highest EM, most lost, lowest NLL, ... first); unknown ones stay
+        last."""
         import numpy as np
 
         p = self.paragraphs
@@ -271,12 +282,14 @@ class Catalogue:
         index = np.array(rows, np.int64)
         key, second = {
             "EM": (-self.em[index].astype(np.float64), -p.repetitions[index]),
+            "change": (np.nan_to_num(self.change[index], nan=np.inf), -self.em[index]),
             "NLL": (self.nll[index].astype(np.float64), -p.repetitions[index]),
             "margin": (self.margin[index].astype(np.float64), -p.repetitions[index]),
             "count": (-p.repetitions[index].astype(np.float64), -self.em[index]),
             "told": (-self.told[index], -self.em[index]),
         }[sort]
-        unknown = {"count": p.repetitions, "told": self.told}.get(sort, self.em)[index] < 0
+        absent = {"count": p.repetitions < 0, "told": self.told < 0, "change": np.isnan(self.change)}
+        unknown = absent.get(sort, self.em < 0)[index]
         order = np.lexsort((index, second, -key if reverse else key, unknown))
         ordered: list[int] = index[order].tolist()
         return ordered

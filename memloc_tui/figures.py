@@ -55,3 +55,8 @@ def head_name(head: tuple[int, int]) -> str:
 
 def head_names(heads: tuple[tuple[int, int], ...]) -> str:
     return ", ".join(map(head_name, heads))
+
+
+def signed(change: int) -> str:
+    """`+3`, `−43`."""
+    return f"{change:+d}".replace("-", "−")

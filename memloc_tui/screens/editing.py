@@ -136,9 +136,11 @@ class Editing:
             self.explorer.memloc.session.set_edits(self._on_paper())
         self._remember()
         self.show_top()
-        study = self._studies.get(self.on)
+        study, original = self._studies.get(self.on), self._studies.get(())
         if study is not before:
-            self._show(before, study if study is not None else self._new_study(before))
+            study = study if study is not None else self._new_study(before)
+            study.catalogue.original = original.catalogue if original is not None and study is not original else None
+            self._show(before, study)
         explorer.draw()
 
     def _show(self, before: Study, study: Study) -> None:

@@ -70,7 +70,7 @@ class Explorer(NotSelecting, Screen[None]):
             "sort",
             "sort",
             "sort",
-            "Sort by the next: EM, NLL, margin, count, told by the prefix, genre, file",
+            "Sort by the next: EM, change by an edit, NLL, margin, count, told, genre, file",
         ),
         binding("S", "reverse", "reverse", "reverse", "Reverse the sort", key_display="S"),
         binding("p", "paragraphs", "list", "paragraphs", "Go to the paragraph list (or open it over the panes)"),

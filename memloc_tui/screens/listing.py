@@ -156,7 +156,8 @@ class Listing:
     def sort(self) -> None:
         """By the next column."""
         resume = self.explorer.memloc.resume
-        resume.sort = SORTS[(SORTS.index(cast(Sort, resume.sort)) + 1) % len(SORTS)]
+        known = [sort for sort in SORTS if sort != "change" or self.catalogue.original is not None]
+        resume.sort = known[(known.index(resume.sort) + 1) % len(known)] if resume.sort in known else known[0]
         self.telling.again()
         self.explorer.memloc.save_soon()
         self.show_order()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memloc_tui.figures import figure, head_names
+from memloc_tui.figures import figure, head_names, signed
 from memloc_tui.glyphs import piece_text, quoted
 from memloc_tui.widgets.token_grid import Cell, Column, TokenGrid
 
@@ -18,7 +18,7 @@ RISKY_MARGIN = 1e-3  # below it, an exact match may differ between devices and p
 
 def change(before: int, after: int) -> str:
     """`EM 50 → 7 (−43)`."""
-    difference = f"{after - before:+d}".replace("-", "−") if after != before else "±0"
+    difference = signed(after - before) if after != before else "±0"
     return f"EM {before} → {after} ({difference})"
 
 

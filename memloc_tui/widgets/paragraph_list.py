@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.segment import Segment
 
+from memloc_tui.figures import signed
 from memloc_tui.glyphs import bar, visible
 from memloc_tui.widgets.row_list import RowList
 
@@ -67,6 +68,16 @@ class ParagraphList(RowList):
             Segment(f"{em if em >= 0 else '··':>2} ", self.look(look)),
             Segment(drawn, self.look(look)),
             Segment("*" if changed else " ", self.look("perturb")),
+            Segment(self._lost(row), self.look("perturb")),
             Segment(f"{told:.2f} " if (told := catalogue.told[row]) >= 0 else "···· ") if self.tells else Segment(""),
             Segment(catalogue.snippet(row)),
         ]
+
+    def _lost(self, row: int) -> str:
+        """What an edit has done to the exact match, where edited weights are shown beside known original ones."""
+        catalogue = self.catalogue
+        assert catalogue is not None
+        if catalogue.original is None:
+            return ""
+        before, now = int(catalogue.original.em[row]), int(catalogue.em[row])
+        return f"{signed(now - before) if before >= 0 and now >= 0 and now != before else '':>3} "

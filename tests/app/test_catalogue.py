@@ -87,6 +87,7 @@ def test_any_typed_text_is_a_filter_or_a_sentence(text: str) -> None:
 def test_sorts(catalogue: Catalogue, sort: str, reverse: bool) -> None:
     natural = {
         "EM": lambda row: -base_em(row),
+        "change": lambda row: base_em(row) - base_em(-row % 30),
         "NLL": lambda row: 2 - base_em(row) / 25,
         "margin": lambda row: 0,
         "count": lambda row: -(2 ** (row % 8)),
@@ -95,6 +96,8 @@ def test_sorts(catalogue: Catalogue, sort: str, reverse: bool) -> None:
         "file": lambda row: row,
     }[sort]
     catalogue.told[:] = [1 - row % 7 / 10 for row in range(30)]
+    catalogue.original = Catalogue(catalogue.paragraphs, make_vocabulary())
+    catalogue.original.em[:] = [base_em(-row % 30) for row in range(30)]
     order = catalogue.ordered(list(range(30)), sort, reverse)  # type: ignore[arg-type]
     keys = [natural(row) for row in order]
     assert sorted(order) == list(range(30))

@@ -402,6 +402,28 @@ async def test_replacements_and_the_paragraph_go_along_with_the_flip(app: Memloc
         assert app.explorer.study.here.replacements == ()
 
 
+async def test_under_an_edit_the_list_says_what_it_cost_whom(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await unlearned(pilot)
+        row = app.explorer.current
+        await pilot.press("s")
+        assert app.resume.sort == "NLL"  # without an edit there is no change to sort by
+        await pilot.press("E")
+        await until(pilot, lambda: app.explorer.study.catalogue.known == 60)
+        app.resume.sort = "EM"
+        await pilot.press("s")
+        assert app.resume.sort == "change"
+        await until(pilot, lambda: app.explorer.list.order[0] == row)
+        first, *others = shown(app, "#paragraphs").splitlines()
+        assert "−47" in first
+        assert "−" not in "".join(others)
+        app.explorer.listing.typed("change<0")
+        await until(pilot, lambda: app.explorer.list.order == [row])
+        await pilot.press("E")
+        await until(pilot, lambda: "−47" not in shown(app, "#paragraphs"))
+        assert app.explorer.list.order == []  # nothing has changed here
+
+
 async def test_an_answer_about_the_other_weights_never_shows(app: MemlocApp, session: RunSession) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await unlearned(pilot)
