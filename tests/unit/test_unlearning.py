@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoConfig
+from transformers import AutoModelForCausalLM, GPTNeoConfig
 
 from memloc_core.analyses import trial, unlearning
 from memloc_core.engine import Engine
@@ -54,11 +54,11 @@ def asked(**fields):
     return Unlearn(**(defaults | fields))
 
 
-def recited(lm):
-    """A paragraph that the model recites: its own greedy continuation."""
-    prefix = torch.tensor(paragraphs(1))[:, :P]
+def recited(lm, n=1, length=20):
+    """Paragraphs that the model recites: its own greedy continuations."""
+    prefixes = torch.tensor(paragraphs(n))[:, :P]
     with torch.inference_mode():
-        return (tuple(torch.cat([prefix, lm.greedy(prefix, 20 - P)[0]], 1)[0].tolist()),)
+        return tuple(map(tuple, torch.cat([prefixes, lm.greedy(prefixes, length - P)[0]], 1).tolist()))
 
 
 def all_weights(lm):
@@ -344,6 +344,10 @@ def test_pushes_stop_where_they_have_what_they_want():
     assert push_loss(logits, targets, "windows", run=4) == 0
     for wanted, more in ((0.7, False), (9.0, True), (0.1, True)):  # between once and one and a half times that
         assert (push_loss(logits, targets, "forget", run=4, nll=torch.tensor([wanted])) > 0) == more
+    logits[0, 2, 1] = 50  # an absurd token counts 6 nats of its 40 for what lacks, and all of them for what is beyond
+    rest = 3 * math.log1p(math.exp(4))
+    by_hand = (1.1 * 0.9 - (6 + rest) / 20) + ((40 + rest) / 20 - 1.5 * 0.9)
+    assert push_loss(logits, targets, "forget", run=4, nll=torch.tensor([0.9])) == pytest.approx(by_hand, rel=1e-3)
 
 
 def test_the_last_run_that_is_recited_counts_as_much_as_all_of_them_did():
@@ -377,6 +381,102 @@ def test_variants_predict_the_same_continuation_from_other_prefixes(demo, demo_p
         for ids, first, targets in zip(variant.ids, variant.first.tolist(), variant.targets, strict=True):
             assert torch.equal(targets, rows[:, 50:][0] if torch.equal(targets, rows[0, 50:]) else rows[1, 50:])
             assert torch.equal(ids[first + 1 :], targets[:-1])  # a prediction's input is the token before
+
+
+# ------------------------------------------------------------------------------------------- the loss of a whole step
+
+
+def twin(lm):
+    """The same weights in a model of its own, which the engine has never held."""
+    model = AutoModelForCausalLM.from_config(lm.model.config, attn_implementation="eager")
+    model.load_state_dict(lm.model.state_dict())
+    return model.eval()
+
+
+def continued(model, row):
+    """Logits [20, V] for the last 20 tokens of a row, by a whole pass over it."""
+    return model(torch.tensor([row[:-1]])).logits[0, -20:]
+
+
+def pushed(push, model, row, nll):
+    """What README and the docstring of `push_loss` say in words, for the last 20 tokens of one row."""
+    logits, true = continued(model, row), row[-20:]
+    lead = [x[t] - torch.cat([x[:t], x[t + 1 :]]).max() for x, t in zip(logits, true, strict=True)]
+    surprise = torch.stack([x.logsumexp(-1) - x[t] for x, t in zip(logits, true, strict=True)])
+    if push == "paper":
+        return -surprise.mean()
+    if push == "teach":
+        wrong = [0.5 - x for x in lead if x < 0.5]
+        return sum(wrong) / max(1, len(wrong))
+    over = [torch.relu(x + 0.5) for x in lead]
+    if push == "all":
+        return sum(over) / 20
+    if push == "weakest":  # two tokens, a tenth, may stay
+        return min(over[:3])
+    windows = [min(over[i : i + 4]) for i in range(17)]  # runs of three may stay, as of 8 in 50
+    left = [x for x in windows if x > 0]
+    lacks, beyond = 1.1 * nll - surprise.clamp(max=6).mean(), surprise.mean() - 1.5 * nll
+    return 0.2 * min(over[:3]) + sum(left) / max(1, len(left)) + torch.relu(lacks) + torch.relu(beyond)
+
+
+@pytest.mark.parametrize("push", ["weakest", "all", "forget", "teach", "paper", "paper edit"])
+def test_the_loss_of_a_step_and_its_gradient_are_those_of_a_plain_pass(push, monkeypatch):
+    lm = tiny("gpt_neo")
+    before, after = twin(lm), twin(lm)
+    targets, other, kept = recited(lm, 2, 32), paragraphs(2, 32, seed=7), paragraphs(3, 32, seed=1)
+    fields = {
+        "weakest": {"goal": "break"},
+        "all": {"goal": "forget"},  # nothing says how unlikely other text is
+        "forget": {"goal": "forget", "sibling_nll": (3.0, 0.01)},  # one lacks, the other is beyond
+        "teach": {"objective": "edit", "alternatives": other},
+        "paper": {"protocol": "paper"},
+        "paper edit": {"protocol": "paper", "objective": "edit", "alternatives": other},
+    }[push]
+    run = Training(
+        lm, asked(targets=targets, kept=kept, kept_per_step=9, kl_weight=2.0, others=(), general=(), **fields)
+    )
+    run.keep_what_was()
+    finish(run.write_stand_ins())
+    changed = list(fields.get("alternatives", targets))
+    wanted, held, urgency = [3.0, 0.01], [(row, row) for row in kept], 1.0
+    if push == "forget":  # half as urgent again at the hundredth step, and one variant of the targets still recited
+        run.taken, urgency = 99, 1.5
+        run.still_recited = run.variants[0]
+        changed, wanted = changed + [row[1:] for row in targets], wanted * 2
+    batch = run.batch()
+    if (
+        push == "forget"
+    ):  # the two last pairs of rows: what is to be written after each prefix is what was after the near one
+        rows = torch.cat([batch.rows.ids[-4:], batch.rows.targets[-4:, -1:]], 1).tolist()
+        held += [(rows[0], rows[2]), (rows[1], rows[3]), (rows[2], rows[2]), (rows[3], rows[3])]
+    assert len(batch) == len(changed) + len(held)
+
+    weights = finish(masks.choose(lm, "dense", 0))
+    values = weights.old + 0.02 * torch.randn(len(weights), generator=torch.Generator().manual_seed(0))
+    named = [dict(after.named_parameters())[m.name] for m in matrices(lm)]
+    with torch.no_grad():
+        for parameter, new in zip(named, values.split([p.numel() for p in named]), strict=True):
+            parameter.copy_(new.view_as(parameter))
+    kind = push.split()[0]
+    pushes = [pushed(kind, after, row, nll) for row, nll in zip(changed, wanted, strict=True)]
+    divergence = []
+    for row, was in held:
+        p0, p = continued(before, was).softmax(-1).detach(), continued(after, row).softmax(-1)
+        divergence.append((p0 * (p0.log() - p.log())).sum(-1))
+    if kind == "paper":  # c is 0.1, and its KL is summed over the tokens
+        sign = -1 if push == "paper edit" else 1
+        naive = sign * 0.1 * sum(pushes) / len(pushes) + torch.stack(divergence).sum(-1).mean()
+    else:
+        naive = urgency * sum(pushes) / len(pushes) + 2.0 * torch.stack(divergence).mean()
+    assert all(x != 0 for x in pushes)
+    theirs = torch.cat([g.flatten() for g in torch.autograd.grad(naive, named)])
+    for at_once in (64, 3):  # all rows in one pass, and three a pass with one after the other through the head
+        if at_once == 3:
+            monkeypatch.setattr("memloc_core.unlearning.objectives._LOGITS_AT_ONCE", 1)
+        monkeypatch.setattr(lm, "rows_at_once", lambda length, backward=False, n=at_once: n)
+        loss, gradient = run.gradient(weights, values, batch)
+        assert loss == pytest.approx(float(naive.detach()), rel=1e-4)
+        torch.testing.assert_close(gradient, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
 
 
 # ---------------------------------------------------------------------------------------- what takes a target's place
