@@ -15,7 +15,7 @@ from memloc_core.engine import Engine
 from memloc_core.errors import Cancelled, UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import GROUPS, EstimateRun, ExactMatch, MeasureRemains, TryRun, Unlearn
-from memloc_core.unlearning import masks, neurons
+from memloc_core.unlearning import masks, neurons, watching
 from memloc_core.unlearning.objectives import Rows, advantage, head_gradient, kl, push_loss
 from memloc_core.unlearning.training import Training
 from memloc_core.unlearning.watching import longest_run, variants
@@ -699,20 +699,41 @@ def test_one_step_in_every_family_changes_k_weights_and_leaves_none_behind(famil
     assert_untouched(lm, before)
 
 
-def test_every_yield_shows_the_original_weights_and_the_numbers_are_those_of_the_edit(demo, demo_paragraphs):
+def test_every_yield_shows_the_original_weights_and_the_numbers_are_those_of_the_edit(
+    demo, demo_paragraphs, monkeypatch
+):
+    monkeypatch.setattr(watching, "DECODED", 2)
     rows = [tuple(row) for row in demo_paragraphs.tokens.tolist()]
     em = result(demo, ExactMatch(tuple(rows))).em
     target, *others = np.flatnonzero(em == 50)
-    general = np.flatnonzero(em <= 10)
+    general, partly = np.flatnonzero(em <= 10), np.flatnonzero((em > 10) & (em < 50))
     request = Unlearn(
         targets=(rows[target],),
-        kept=tuple(rows[i] for i in (*others[:4], *general[:4])),
+        kept=tuple(rows[i] for pair in zip(others[:5], general[:5], strict=True) for i in pair),
         kept_per_step=4,
         learning_rate=1e-2,
         others=tuple(rows[i] for i in others[20:23]),
-        general=tuple(rows[i] for i in general[20:22]),
+        general=tuple(rows[i] for i in (*general[20:22], partly[0], others[30], general[22])),
         seed=3,
     )
+    groups = {"kept": request.kept, "others": request.others, "general": request.general}
+
+    def plainly(paragraphs):
+        """log p [n, 50, V] of continuations by one plain pass."""
+        with torch.inference_mode():
+            return demo.model(torch.tensor(paragraphs)[:, :-1]).logits[:, 49:].log_softmax(-1)
+
+    # What EM is counted against: of the first two non-memorized rows the model's own text, of the others nothing.
+    originally, matchable = {}, {}
+    for name, group in groups.items():
+        originally[name] = plainly(group)
+        written = demo.model.generate(
+            torch.tensor(group)[:, :50], do_sample=False, max_new_tokens=50, min_new_tokens=50, eos_token_id=-1
+        )
+        recites = [em[rows.index(row)] > 10 for row in group]
+        owned = [i for i, does in enumerate(recites) if not does][:2]
+        texts = zip(group, written.tolist(), strict=True)
+        matchable[name] = [own if i in owned else row for i, (row, own) in enumerate(texts) if recites[i] or i in owned]
     before, last = all_weights(demo), None
     work = steps_of(demo, request)
     while True:
@@ -736,6 +757,22 @@ def test_every_yield_shows_the_original_weights_and_the_numbers_are_those_of_the
         own = result(demo, ExactMatch(request.targets))
         many = result(demo, ExactMatch(request.others))
         differ = sum(int((p.detach() != before[n]).sum()) for n, p in demo.model.named_parameters())
+        afterwards = {name: plainly(group) for name, group in groups.items()}
+        matching = {name: plainly(matchable[name]).argmax(-1) for name in groups}
+    for name in groups:
+        at = GROUPS.index(name)
+        right = (matching[name] == torch.tensor(matchable[name])[:, 50:]).tolist()
+        matched = [row.index(False) if False in row else 50 for row in right]
+        assert run.group_em[-1, at] == pytest.approx(np.mean(matched[:4]))
+        assert run.whole_em[1, at] == pytest.approx(np.mean(matched))
+        true = torch.tensor(groups[name])[:4, 50:]
+        nll = -afterwards[name][:4].gather(-1, true[..., None]).mean()
+        assert run.group_nll[-1, at] == pytest.approx(float(nll), rel=1e-4)
+        same = (afterwards[name].argmax(-1) == originally[name].argmax(-1))[:4].float().mean()
+        assert run.agreement[-1, at] == pytest.approx(float(same))
+    assert np.isnan(run.group_em[-1, GROUPS.index("family")])
+    p0, p = originally["kept"][:8], afterwards["kept"][:8]
+    assert run.kl[-1] == pytest.approx(float((p0.exp() * (p0 - p)).sum(-1).mean()), rel=1e-3)
     assert own.em[0] == run.em[-1, 0]
     assert differ == run.changed
     np.testing.assert_allclose(own.nll, run.nll[-1], rtol=1e-4)
@@ -804,6 +841,10 @@ def test_what_is_taught_is_really_recited(demo, demo_paragraphs, goal):
         written = demo.greedy(torch.tensor([wanted[:50]]), 50)[0][0].tolist()
     assert tuple(written) == wanted[50:]
     assert run.taught_em[-1, 0] == 50
+    with edited(demo, [run.edit]), torch.inference_mode():
+        logits = demo.model(torch.tensor([wanted[:-1]])).logits[0, 49:]
+    nll = torch.nn.functional.cross_entropy(logits, torch.tensor(wanted[50:]))
+    assert run.taught_nll[-1, 0] == pytest.approx(float(nll), rel=1e-3)
 
 
 def test_a_closed_failed_or_cancelled_run_leaves_the_original(monkeypatch):

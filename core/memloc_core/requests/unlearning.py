@@ -125,7 +125,7 @@ class Unlearning(Result):
     taught_em: Ints  # [s + 1, n] of the alternative, conditioned on itself; [s + 1, 0] for the objective unlearn
     taught_nll: Floats  # [s + 1, n]
     loss: Floats  # [s]
-    kl: Floats  # [s + 1] KL(p_0 || p) per token on the kept paragraphs, nats
+    kl: Floats  # [s + 1] KL(p_0 || p) per token on the first 8 of the kept paragraphs, nats
     group_em: Floats  # [s + 1, GROUPS] mean EM; of non-memorized rows against their own clean continuation
     group_nll: Floats  # [s + 1, GROUPS]
     agreement: Floats  # [s + 1, GROUPS] share of continuation positions with the same argmax as before
