@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker for each core already; torch is not imported yet
     os.environ["OMP_NUM_THREADS"] = "1"
+
+settings.register_profile("memloc", deadline=None)  # another process may take the core for as long as it likes
+settings.load_profile("memloc")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -10,14 +10,6 @@ from memloc_core.errors import UsageError
 from tests.unit.families import ALL, KNOWN, paragraphs, tiny
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seen(lm, site, layer, rows, **more):
     """What a hook at a site sees during one pass over rows."""
     kept = []

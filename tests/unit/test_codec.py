@@ -19,7 +19,7 @@ from memloc_core.codec import CodecError, cache_key, decode, encode, to_json
 
 TYPES = [c for c in vars(requests).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
 QUESTIONS = [c for c in TYPES if issubclass(c, requests.Request)]
-FAST = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+FAST = settings(max_examples=12, suppress_health_check=list(HealthCheck))
 DTYPES = [np.dtype(t) for t in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8")]
 
 texts = st.text(st.characters(exclude_categories=()), max_size=12)  # lone surrogates and control characters too

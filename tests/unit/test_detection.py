@@ -76,7 +76,7 @@ def test_every_signal_is_what_a_plain_loop_gives(demo: Any, demo_paragraphs: Any
         assert dict(zip(found.names, line.tolist(), strict=True)) == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=20))
 def test_the_area_is_the_share_of_pairs_in_order(items: list[tuple[int, bool]]) -> None:
     scores, memorized = map(np.array, zip(*items, strict=True))

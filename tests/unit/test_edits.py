@@ -37,14 +37,6 @@ P = 10
 ROW = paragraphs(1)[0]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def lm():
     model = tiny("gpt_neo")
@@ -94,18 +86,20 @@ def test_zeros_of_either_sign_and_the_smallest_numbers_come_back_as_they_were(lm
     name = "transformer.h.0.mlp.c_fc.weight"
     weights = dict(lm.model.named_parameters())[name].data
     kept_values = weights.view(-1)[:4].clone()
-    weights.view(-1)[:4] = torch.tensor([0.0, -0.0, 1e-45, -3.4e38])
-    before = copy_of(lm)
-    old = weights.view(-1)[:4].numpy().copy()
-    edit = make_edit(lm, 4, of=[name])
-    edit = replaced(edit, indices=np.arange(4), old=old, new=np.array([-0.0, 0.0, -1e-45, 0], np.float32))
-    with weight_edits.edited(lm, [edit]):
-        assert changed(copy_of(lm), before) == 4
-    assert equal(copy_of(lm), before)
-    wrong = replaced(edit, old=-old)
-    with pytest.raises(MemlocError, match="does not find the value"), weight_edits.edited(lm, [wrong]):
-        pass
-    weights.view(-1)[:4] = kept_values
+    try:
+        weights.view(-1)[:4] = torch.tensor([0.0, -0.0, 1e-45, -3.4e38])
+        before = copy_of(lm)
+        old = weights.view(-1)[:4].numpy().copy()
+        edit = make_edit(lm, 4, of=[name])
+        edit = replaced(edit, indices=np.arange(4), old=old, new=np.array([-0.0, 0.0, -1e-45, 0], np.float32))
+        with weight_edits.edited(lm, [edit]):
+            assert changed(copy_of(lm), before) == 4
+        assert equal(copy_of(lm), before)
+        wrong = replaced(edit, old=-old)
+        with pytest.raises(MemlocError, match="does not find the value"), weight_edits.edited(lm, [wrong]):
+            pass
+    finally:
+        weights.view(-1)[:4] = kept_values
 
 
 def test_an_exception_within_puts_every_weight_back(lm):

@@ -45,14 +45,6 @@ COUNTS = tuple(tuple(1 + (7 * t + i) % 50 for i, t in enumerate(row[:P])) for ro
 REPLACED = ((3, 7), (5, 9))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # One question of each kind: the menu and this table have the same entries.
 QUESTIONS = {
     NearDuplicates: lambda: NearDuplicates(ROWS),

@@ -14,14 +14,6 @@ from tests.unit.families import KNOWN, paragraphs, tiny
 P = 12  # prefix tokens of the 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def raw_nll(lm, row):
     """Mean NLL of the continuation from the raw model's own logits."""
     ids = torch.tensor([row])

@@ -35,14 +35,6 @@ ROW = paragraphs(1)[0]
 TWIN = ((4, (ROW[4] + 1) % 61), (7, (ROW[7] + 1) % 61))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def perturbed(row, replacements):
     row = list(row)
     for position, token in replacements:

@@ -38,15 +38,6 @@ from memloc_core.scan.kernel import exact_matches
 from memloc_core.scan.windows import order_of, windows_of
 from tests.unit import families
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # -------------------------------------------------------------------------------------------------------------- kernel
 
 

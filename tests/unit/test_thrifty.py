@@ -42,7 +42,7 @@ def looks(shown: pyte.Screen) -> list[list[tuple[object, ...]]]:
 
 
 @given(frames())
-@budget(max_examples=300, deadline=None)
+@budget(max_examples=300)
 def test_the_terminal_shows_the_same(written: list[str]) -> None:
     (whole, one), (thrifty, two) = screen(), screen()
     glass = Glass()
@@ -54,7 +54,7 @@ def test_the_terminal_shows_the_same(written: list[str]) -> None:
 
 
 @given(frames())
-@budget(max_examples=60, deadline=None)
+@budget(max_examples=60)
 def test_the_same_frame_again_costs_nothing(written: list[str]) -> None:
     glass = Glass()
     for frame in written:

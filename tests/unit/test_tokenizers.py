@@ -21,7 +21,7 @@ TEXTS = [
     "a\r\nb\u202e\u00ad\u0301",
     "1234 ▁ <0x41> Ġ",
 ]
-MANY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 def joined(vocabulary, ids):

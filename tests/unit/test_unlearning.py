@@ -28,14 +28,6 @@ from tests.unit.families import KNOWN, held, paragraphs, tiny
 P = 12  # prefix tokens of the 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def asked(**fields):
     """A short run on a tiny model."""
     defaults = {
