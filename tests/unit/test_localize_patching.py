@@ -126,12 +126,26 @@ def test_both_runs_are_those_of_a_perturbation():
     assert scores.clean[0] == pytest.approx(plain.nll_before, rel=1e-5)
     assert scores.perturbed[0] == pytest.approx(plain.nll_after, rel=1e-5)
     np.testing.assert_array_equal(scores.reference, plain.reference)
-    own = result(lm, AttributionPatching(ROW, TWIN, P, "own"))
-    plain = result(lm, Perturb(ROW, TWIN, P, "own"))
-    np.testing.assert_array_equal(own.reference, plain.reference)
-    assert own.clean[0] == pytest.approx(plain.nll_before, rel=1e-5)
-    # Of the model's own continuation the first changed token is the first mismatch.
-    assert own.changed == (plain.em_after if own.changes else own.changed)
+
+
+def test_the_logit_is_of_the_first_token_that_changes_or_of_that_which_loses_most():
+    lm, changes = tiny("gpt2"), []
+    for row in paragraphs(8):
+        own = result(lm, AttributionPatching(row, ((4, 9), (7, 2)), P, "own"))
+        plain = result(lm, Perturb(row, ((4, 9), (7, 2)), P, "own"))
+        np.testing.assert_array_equal(own.reference, plain.reference)
+        assert own.clean[0] == pytest.approx(plain.nll_before, rel=1e-5)
+        clean = [*row[:P], *plain.reference.tolist()]
+        with torch.inference_mode():
+            p, p_then = (
+                lm.model(input_ids=torch.tensor([ids])).logits[0, P - 1 : -1].log_softmax(-1)[range(8), clean[P:]]
+                for ids in (clean, perturbed(clean, ((4, 9), (7, 2))))
+            )
+        # Of the model's own continuation the first changed token is the first mismatch.
+        assert own.changed == (plain.em_after if own.changes else int((p - p_then).argmax()))
+        assert own.changes == (plain.em_after < 20 - P)
+        changes.append(own.changes)
+    assert set(changes) == {True, False}
 
 
 @pytest.mark.parametrize("family", KNOWN)
@@ -172,6 +186,32 @@ def test_some_cells_alone_have_the_scores_they_have_among_all():
                 chosen[:, :, layer, place if site == "heads" else place - whole.first] = True
         assert np.isnan(getattr(some, site)[~chosen]).all()
         np.testing.assert_allclose(getattr(some, site)[chosen], getattr(whole, site)[chosen], rtol=1e-4, atol=1e-5)
+
+
+def test_the_top_cells_restore_most_and_of_equals_the_lowest_layer_comes_first():
+    """The NLL is 1 in the clean run and 3 in the perturbed one: what a patch brings down by 2 restores all."""
+
+    def values(restored):
+        told = np.full((2, 2, *np.shape(restored)), 1.5, np.float32)  # breaking, and the logit, count for nothing
+        told[0, 0] = restored
+        return told
+
+    nan = np.nan
+    positions = values([[3.0, 2.0, nan], [1.001, 2.6, 3.2], [0.5, 1.0, 4.4]])
+    scores = replace(
+        result(tiny("llama"), AttributionPatching(ROW, TWIN, P)),
+        clean=np.array([1, 5], np.float32),
+        perturbed=np.array([3, 2], np.float32),
+        residual=positions,
+        heads=values([[2.9, 2.8, 2.7, 2.6], [2.9, 3.0, 2.0, nan], [3, 3, 3, 3]]),
+        mlp=positions,
+    )
+    along = [(1, 4), (2, 4), (2, 5), (2, 6)]  # 0.9995 and 1.25 are 1 like 1.0; then what makes it worse by 0.7
+    assert scores.top(4) == (
+        *(("residual", *cell) for cell in along),
+        *(("heads", *cell) for cell in ((1, 2), (0, 3), (0, 2), (0, 1))),
+        *(("mlp", *cell) for cell in along),
+    )
 
 
 def test_patching_takes_far_fewer_forward_passes_than_cells():

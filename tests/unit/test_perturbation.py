@@ -18,15 +18,23 @@ from tests.conftest import result
 from tests.unit.families import paragraphs, tiny
 
 
-def plain_score(lm, row, continuation):
-    """EM and NLL of a 50-token prefix by one whole pass of transformers' own forward."""
+def plain_tokens(lm, row, continuation):
+    """Argmax, lead over the best other logit, and NLL of each token after a 50-token prefix, by one whole pass of
+    transformers' own forward."""
     ids = torch.tensor([[*row[:50], *continuation]])
     with torch.no_grad():
         logits = lm.model(input_ids=ids).logits[0, 49:-1]
     targets = ids[0, 50:]
-    matches = (logits.argmax(-1) == targets).tolist()
+    leads = [float(x[t] - torch.cat([x[:t], x[t + 1 :]]).max()) for x, t in zip(logits, targets.tolist(), strict=True)]
+    return logits.argmax(-1).tolist(), leads, torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def plain_score(lm, row, continuation):
+    """EM, NLL, and the margin that the EM hangs on."""
+    predicted, leads, nll = plain_tokens(lm, row, continuation)
+    matches = [a == b for a, b in zip(predicted, continuation, strict=True)]
     em = matches.index(False) if False in matches else 50
-    return em, float(torch.nn.functional.cross_entropy(logits, targets))
+    return em, float(nll.mean()), min(map(abs, leads[: em + 1]))
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,15 @@ def test_perturb_scores_both_rows_as_plain_passes_do(demo, rows):
     told = result(demo, Perturb(row, ((7, 100), (20, 5))))
     changed = list(row)
     changed[7], changed[20] = 100, 5
-    assert (told.em_before, pytest.approx(told.nll_before, rel=1e-4)) == plain_score(demo, row, row[50:])
-    assert (told.em_after, pytest.approx(told.nll_after, rel=1e-4)) == plain_score(demo, changed, row[50:])
+    for em, nll, margin, read in (
+        (told.em_before, told.nll_before, told.margin_before, row),
+        (told.em_after, told.nll_after, told.margin_after, changed),
+    ):
+        expected = plain_score(demo, read, row[50:])
+        assert (em, pytest.approx(nll, rel=1e-4), pytest.approx(margin, rel=1e-3, abs=1e-4)) == expected
+    predicted, _, token_nll = plain_tokens(demo, changed, row[50:])
+    assert told.predicted.tolist() == predicted
+    np.testing.assert_allclose(told.token_nll, token_nll, rtol=1e-3, atol=1e-5)
     assert told.drop == told.em_before - told.em_after
     assert told.reference.tolist() == list(row[50:])
 
@@ -83,8 +98,9 @@ def test_sweep_is_one_plain_pass_per_replacement(demo, demo_paragraphs, rows, st
             changed = list(row)
             changed[position] = int(told.replacements[position, draw])
             assert changed[position] != row[position]
-            em, nll = plain_score(demo, changed, continuation)
+            em, nll, margin = plain_score(demo, changed, continuation)
             assert (told.em[position, draw], told.nll[position, draw]) == (em, pytest.approx(nll, rel=1e-3))
+            assert told.margin[position, draw] == pytest.approx(margin, rel=1e-3, abs=1e-3)
     np.testing.assert_allclose(told.drops(), told.em_before - told.em.mean(1), rtol=1e-6)
 
 

@@ -402,7 +402,7 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def expected(engine, documents):
-    """(document, offset) -> (em, nll) of every window, one whole pass each; and the naive count of each window."""
+    """(document, offset) -> (em, nll, margin) of every window, one whole pass each; and the naive count of each."""
     found = {}
     for number, ids in enumerate(documents):
         for offset in range(0, len(ids) - WINDOW + 1, STRIDE):
@@ -410,8 +410,12 @@ def expected(engine, documents):
             if len(set(window)) >= OPTIONS.min_unique * WINDOW:
                 with torch.inference_mode():
                     scores = engine.lm.score(torch.tensor([window]), PREFIX)
+                    logits = engine.lm.model(torch.tensor([window])).logits[0, PREFIX - 1 : -1]
                 em = int(scores.exact_match(torch.tensor([window[PREFIX:]])))
-                found[number, offset] = em, float(scores.nll.mean())
+                gaps = []  # between the true token and the best other one, up to the first mismatch
+                for x, true in list(zip(logits, window[PREFIX:], strict=True))[: em + 1]:
+                    gaps.append(abs(float(x[true] - torch.cat([x[:true], x[true + 1 :]]).max())))
+                found[number, offset] = em, float(scores.nll.mean()), min(gaps)
     every = Counter(tuple(ids[i : i + WINDOW]) for ids in documents for i in range(len(ids) - WINDOW + 1))
     counts = {(n, at): every[tuple(documents[n][at : at + WINDOW])] for n, at in found}
     return found, counts
@@ -424,7 +428,7 @@ def test_a_scan_finds_exactly_what_a_brute_force_search_finds(
     rows = pq.read_table(tmp_path / "set.parquet").to_pylist()
     expected, counts = expected
     c = WINDOW - PREFIX
-    strata = {place: SCAN_STRATA[scan_stratum(np.array([em]), c)[0]] for place, (em, _) in expected.items()}
+    strata = {place: SCAN_STRATA[scan_stratum(np.array([em]), c)[0]] for place, (em, *_) in expected.items()}
     by_place = {(row["document"], row["offset"]): row for row in rows}
     assert len(by_place) == len(rows)
     assert list(by_place) == sorted(by_place)
@@ -441,11 +445,12 @@ def test_a_scan_finds_exactly_what_a_brute_force_search_finds(
         assert row["tokens"] == documents[at[0]][at[1] : at[1] + WINDOW]
         assert row["em"] == expected[at][0]
         assert row["nll"] == pytest.approx(expected[at][1], rel=1e-5)
+        assert row["margin"] == pytest.approx(expected[at][2], rel=1e-4, abs=1e-5)
         assert row["count"] == counts[at]
     assert Counter(row["stratum"] for row in rows)["memorized"] >= 4
     assert max(row["count"] for row in rows) >= 5
     assert report.windows == len(expected)
-    assert report.ems.tolist() == np.bincount([em for em, _ in expected.values()], minlength=c + 1).tolist()
+    assert report.ems.tolist() == np.bincount([em for em, *_ in expected.values()], minlength=c + 1).tolist()
     assert report.repetitive == sum(len(range(0, len(ids) - WINDOW + 1, STRIDE)) for ids in documents) - len(expected)
     assert report.repetitive > 0
     assert report.empty == documents.count([])
@@ -634,7 +639,7 @@ def test_the_nll_of_every_window_is_summed_where_it_is_asked_for(expected, engin
     report = run_scan(engine, corpus, tmp_path / "set.parquet", replace(OPTIONS, nll=True), place=place)
     expected, _ = expected
     for em in (0, 1, WINDOW - PREFIX):
-        mean = np.mean([nll for e, nll in expected.values() if e == em])
+        mean = np.mean([nll for e, nll, _ in expected.values() if e == em])
         assert report.nlls[em] == pytest.approx(mean, rel=1e-4)
 
 
