@@ -148,16 +148,30 @@ def test_relearning_is_adam_on_a_full_copy(demo, sets, told):
     assert all(expected[-1][i] != expected[0][i] for i in (0, 1)), "the steps are too small to see anything"
 
 
-def test_eight_bits_are_those_of_a_rounded_copy(demo, sets, told):
-    twin = twin_of(demo)
+def test_eight_bits_are_those_of_a_rounded_copy(demo, demo_paragraphs):
+    rows = tuple(map(tuple, demo_paragraphs.tokens.tolist()))
+    em = result(demo, ExactMatch(rows)).em
+    partly = tuple(row for row, n in zip(rows, em, strict=True) if 10 < n < 50)
+    outliers = [block.mlp.c_proj.weight for block in demo.blocks]  # one in each row, or rounding moves nothing here
+    before = [weight.data[:, 0].clone() for weight in outliers]
+    try:
+        for weight in outliers:
+            weight.data[:, 0] = 2.0
+        told = result(demo, MeasureRemains(partly, 50, shifts=(), extensions=()))
+        twin = twin_of(demo)
+        twin.load_state_dict(demo.model.state_dict())
+    finally:
+        for weight, values in zip(outliers, before, strict=True):
+            weight.data[:, 0] = values
     with torch.no_grad():
         for name, weight in twin.named_parameters():
             if ".h." in name and weight.dim() == 2:
                 for row in weight:
                     step = row.abs().max() / 127
                     row.copy_((row / step).round() * step)
-    assert any(not torch.equal(a, b) for a, b in zip(twin.parameters(), demo.model.parameters(), strict=True))
-    assert (told.eight_bit_em.tolist(), told.eight_bit_longest.tolist()) == recited(twin, sets[0])
+    assert (told.eight_bit_em.tolist(), told.eight_bit_longest.tolist()) == recited(twin, partly)
+    assert (told.eight_bit_em != told.em).any()
+    assert (told.eight_bit_longest != told.longest_run).any()
 
 
 def test_weights_are_the_originals_between_two_steps_and_after_a_cancellation(demo, sets):
