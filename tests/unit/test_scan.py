@@ -28,6 +28,7 @@ from memloc_core.requests import (
     OpenParagraphs,
     PlanScan,
     ScanBlock,
+    ScoreWindows,
     scan_stratum,
 )
 from memloc_core.scan import repetitions
@@ -112,9 +113,14 @@ def test_a_window_that_leaves_at_once_costs_its_prefix_and_no_more(monkeypatch):
 # --------------------------------------------------------------------------------------------------------- repetitions
 
 
-def test_repetitions_are_counted_as_a_naive_search_counts_them():
+@pytest.mark.parametrize("values", [2**64, 8])
+@pytest.mark.parametrize("ids", [(0, 1, 2), (1, 65_537, 131_073)])
+def test_repetitions_are_counted_as_a_naive_search_counts_them(ids, values, monkeypatch):
+    """Also where many windows share one of eight hashes, and for ids that are the same in their lowest 16 bits."""
+    real = repetitions.rolling_hashes
+    monkeypatch.setattr(repetitions, "rolling_hashes", lambda *given: real(*given) & np.uint64(values - 1))
     generator = np.random.default_rng(3)
-    documents = [generator.integers(0, 3, n).astype(np.int32) for n in (0, 2, 40, 5, 200, 6)]
+    documents = [np.array(ids, np.int32)[generator.integers(0, 3, n)] for n in (0, 2, 40, 5, 200, 6)]
     rows = np.stack([documents[4][i : i + 5] for i in (0, 3, 3, 90, 195)] + [np.array([2, 9, 9, 9, 9], np.int32)])
     wanted = repetitions.distinct(rows)
     counts = np.zeros(len(wanted.tokens), np.int64)
@@ -127,8 +133,17 @@ def test_repetitions_are_counted_as_a_naive_search_counts_them():
     assert naive[-1] == 0
 
 
-def test_windows_that_share_a_hash_are_still_told_apart(monkeypatch):
-    """With a hash of two values the first seeds all fail; the count must be right or not given."""
+def test_a_hash_does_not_depend_on_what_else_is_in_the_stream():
+    """Each id has its number whatever the largest one is: a window's hash is that of the corpus."""
+    window = np.array([70_000, 5, 65_536], np.int32)
+    (alone,) = repetitions.rolling_hashes(window, 3)
+    for more in ([1], [200_000], [1 << 20]):
+        assert repetitions.rolling_hashes(np.array([*window, *more], np.int32), 3)[0] == alone
+    assert repetitions.rolling_hashes(window & 0xFFFF, 3)[0] != alone
+
+
+def test_a_seed_with_which_two_windows_share_a_hash_is_not_taken(monkeypatch):
+    """With seed 0 there is one hash only, so the windows are counted with the next seed."""
     rows = np.array([[1, 2], [3, 4]], np.int32)
     real = repetitions.rolling_hashes
     calls = []
@@ -597,6 +612,53 @@ def test_the_token_counts_of_another_set_are_not_replaced(engine, corpus, place,
     with pytest.raises(UsageError, match=r"set\.counts\.npy is there already"):
         run_scan(engine, corpus, tmp_path / "set.parquet", place=place)
     assert (tmp_path / "set.counts.npy").read_bytes() == b"counts of set.jsonl"
+
+
+def test_what_another_version_or_a_damaged_disk_left_is_said(engine, corpus, place, tmp_path, small_blocks):
+    out = tmp_path / "set.parquet"
+    with pytest.raises(MemlocError, match="killed"):
+        run_scan(engine, corpus, out, engines=Here(engine, 2), place=place)
+    folder = ScanFolder(out)
+    part, manifest = folder.path / "blocks" / "000001", folder.path / "manifest.json"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-7])
+    with pytest.raises(MemlocError, match=r"blocks/000001 is damaged .*; remove it and run the same command again"):
+        run_scan(engine, corpus, out, place=place)
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"version": 1', '"version": 2'))
+    with pytest.raises(MemlocError, match=r"begun by another version of memloc-tui; use --restart"):
+        run_scan(engine, corpus, out, place=place)
+    manifest.write_text(text[:40])
+    with pytest.raises(MemlocError, match=r"manifest\.json cannot be read .*; use --restart"):
+        run_scan(engine, corpus, out, place=place)
+    manifest.write_text(text)
+    part.unlink()  # as it was told
+    run_scan(engine, corpus, out, place=place)
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"min_unique": 1.01}, "--min-unique is a share"),
+        ({"min_unique": -0.01}, "--min-unique is a share"),
+        ({"min_unique": float("nan")}, "--min-unique is a share"),
+        ({"prefix_length": 0}, "cannot have a prefix of 0"),
+        ({"prefix_length": WINDOW}, f"cannot have a prefix of {WINDOW}"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(changes, said):
+    OPTIONS.check()
+    replace(OPTIONS, min_unique=1.0).check()
+    with pytest.raises(UsageError, match=said):
+        replace(OPTIONS, **changes).check()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(5, 5), (9, 12)])
+def test_windows_that_are_not_there_are_not_scored(start, stop, engine, tmp_path):
+    np.save(tmp_path / "windows.npy", np.zeros((9, WINDOW), np.int32))
+    with pytest.raises(UsageError, match=f"holds no window from {start} up to {stop}"):
+        engine.answer(ScoreWindows(str(tmp_path / "windows.npy"), start, stop, PREFIX))
 
 
 def test_a_restart_that_is_refused_costs_no_finished_block(engine, corpus, place, tmp_path, small_blocks):

@@ -86,13 +86,15 @@ def run(lm: LanguageModel, request: ScanBlock) -> Generator[Progress, None, Scan
 
 
 def run_scores(lm: LanguageModel, request: ScoreWindows) -> Generator[Progress, None, ScoredWindows]:
-    """Raises UsageError where the file of windows cannot be read."""
+    """Raises UsageError where the file of windows cannot be read, or holds none of those that are asked for."""
     if request.threads and lm.device.type == "cpu":
         torch.set_num_threads(request.threads)
     try:
         rows = np.load(Path(request.windows), mmap_mode="r")[request.start : request.stop].astype(np.int64)
     except (OSError, ValueError) as error:
         raise UsageError(f"{request.windows} cannot be read: {error}.") from None
+    if not len(rows):
+        raise UsageError(f"{request.windows} holds no window from {request.start} up to {request.stop}.")
     parts = []
     for start in range(0, len(rows), 32):
         some = torch.from_numpy(rows[start : start + 32])
