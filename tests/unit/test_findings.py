@@ -18,6 +18,7 @@ from memloc_core.findings import CLAIMS, NAMES, Setting, recitation, storage, un
 from memloc_core.findings.overview import by_count, by_stratum, looks_like_code, shift, strata_of
 from memloc_core.findings.verdicts import FEWEST, Group, TooLittle, bootstrap, difference, judge, mean
 from memloc_core.requests import (
+    Ablated,
     ClaimTest,
     ComponentGradients,
     Continue,
@@ -26,6 +27,8 @@ from memloc_core.requests import (
     ParagraphSet,
     ParameterGradients,
     RareTokenEffect,
+    RareTokens,
+    Rarity,
     RarityScores,
     Sweep,
 )
@@ -387,6 +390,9 @@ def test_never_a_number_without_enough_data(memorized, other, families, quick):
             assert (found.effect, found.interval, found.n, found.paragraph) == (None, None, 0, "")
             assert found.says.endswith(".")
             assert not re.search(r"\bnan\b", found.says)
+            first_of_memorized = claim.name in ("rare-head", "head-needed", "rare-tokens", "editing")
+            if clusters[0] < FEWEST or not first_of_memorized:
+                assert found.says != "It was asked.", "the model was set to work for nothing"
 
 
 def test_without_memorized_paragraphs_and_with_one_paragraph_the_reason_is_said():
@@ -517,6 +523,91 @@ def test_whoever_has_the_results_gets_the_same_verdict_as_by_hand():
     assert found.paper == pytest.approx(9.71 / 53.01)
     assert found.n == 40
     assert found.paragraph in setting.paragraphs.ids
+
+
+@pytest.fixture(scope="module")
+def known():
+    """A set of 30 memorized paragraphs, 3 between and 30 others, and answers to every question that claims ask."""
+    setting = make_setting(30, 30, partly=3)
+    memorized = {setting.paragraphs.row(row) for row in range(30)}
+
+    def gradients_of(paragraph):
+        ours = paragraph in memorized
+        low, high = (0.6, 0.4) if ours else (0.3, 0.7)
+        values = np.repeat([low, low, high, high], 3).reshape(1, LAYERS, 3) / 6
+        if ours:  # L1 b has .35 of the gradient, the others of the lower layers .05 each
+            values[0, :2], values[0, 1, 1] = 0.05, 0.35
+        values = (values * (1 if ours else 4)).astype(np.float32)
+        return ComponentGradients(("a", "b", "c"), values, values, values, np.ones(1), 0)
+
+    def answer(request):
+        if isinstance(request, Sweep):
+            drops = np.full(P, 25.0)
+            if request.paragraph in memorized:
+                drops[:5], drops[5:] = 40, 300 / 45
+            return SimpleNamespace(drops=lambda: drops, replacements=np.full((P, 1), 4999))
+        if isinstance(request, Continue):
+            return SimpleNamespace(tokens=np.full(C, 7))
+        if isinstance(request, ParameterGradients):
+            (paragraph,) = request.paragraphs
+            return gradients_of(paragraph)
+        if isinstance(request, Rarity):
+            return rarity(-0.6)
+        if isinstance(request, Ablated):
+            assert request.heads == ((1, 2),)
+            of = [row in memorized for row in request.request.paragraphs]
+            return SimpleNamespace(nll=np.where(of, 0.9, 2.05), em=np.full(len(of), 9))
+        if isinstance(request, RareTokens):
+            n = len(request.paragraphs)
+            positions = np.tile(np.arange(5), (n, 1))
+            return RareTokenEffect(
+                positions, positions + 9, np.full((n, 5), 12), np.full((n, 5), 9), np.full(n, 50), *[0] * 6
+            )
+        run = request.run
+        (target,) = run.targets
+        if target in memorized:
+            left = 30 if run.objective == "edit" else {"dense": 10, "gradient": 20, "random": 45}[run.mask]
+        else:
+            assert (run.mask, target[P:]) == ("gradient", (7,) * C)
+            left = 12
+        kl = {"dense": 0.25, "gradient": 0.5, "random": 0.125}[run.mask]
+        return SimpleNamespace(
+            em=np.array([[50], [left]]),
+            taught_em=np.array([[0], [40]]),
+            kl=np.array([0, kl]),
+            stopped="steps",
+            reason="",
+        )
+
+    return setting, answer
+
+
+@pytest.mark.parametrize(
+    ("name", "effect", "says"),
+    [
+        ("all-or-nothing", 3 / 63, "30 are recited whole, and 3 lie between"),
+        ("lower-nll", 1.0, "30 memorized paragraphs is 0.1 .* 30 non-memorized ones 2"),
+        ("harder-to-corrupt", 15.0, "12 memorized paragraphs by 10 .* by 25"),
+        ("few-tokens", 0.3, "share of 0.4 .* and 0.1 in 12"),
+        ("early-token", 1.0, "In 12 of 12"),
+        ("lower-layers", 0.3, "share of 0.6 .* and 0.3 of"),
+        ("smaller-gradients", 0.25, "is 1, that of 24 non-memorized ones 4"),
+        ("component", 7.0, "L1 b, has 7"),
+        ("rare-head", -0.6, "L1H2 goes"),
+        ("head-needed", 0.75, "Without L1H2 .* rises by 0.8 .* fall.* to 9.* by 0.05"),
+        ("rare-tokens", 3.0, "rare token costs 12 EM, a common one nearby 9"),
+        ("few-weights", 10.0, "an EM of 20 .* and 10 where all .* 0.5 and 0.25 nats"),
+        ("random-weights", 25.0, "an EM of 45 .* and 20 where"),
+        ("editing", 10.0, r"an EM of 30 .* to 40\), of unlearning 20"),
+        ("memorized-resist", 8.0, "an EM of 20 in 10 memorized .* and 12 of what"),
+    ],
+)
+def test_every_claim_takes_the_answers_for_what_they_are(name, effect, says, known):
+    """Which are of memorized paragraphs, of which mask, and which way round they are compared."""
+    setting, answer = known
+    found = finding(CLAIMS[NAMES.index(name)], setting, answer)
+    assert found.effect == pytest.approx(effect, rel=1e-5)
+    assert re.search(says, found.says), found.says
 
 
 def test_names_and_views():
