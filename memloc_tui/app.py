@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from textual import constants
 from textual.app import SystemCommand
@@ -35,6 +35,7 @@ ENGINE = {
     "ready": "ready",
     "busy": "computing",
     "died": "engine ended · r asks again",
+    "refused": "not opened · r tries again",
 }
 
 
@@ -63,8 +64,9 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         self.settings = settings
         self.config = config
         self.keys: dict[str, str] = {}  # the person's own, by binding, once they are checked
-        self.session: Session | None = session
+        self.session: Session | None = None
         self._given = session
+        self.refusal = ""  # why there is no model, in a sentence
         self.resume: Resume  # once it is read, after the first frame
         self._resumed = False
         self._opening = False
@@ -118,7 +120,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
     # --------------------------------------------------------------------------------------------------------- session
 
     def reopen(self) -> None:
-        """Open the session, or try once more after it could not be opened."""
+        """Open the session, or have its engine open the model once more after it could not."""
         if not self._opening:  # else there would be two of them, each with an engine
             self._opening = True
             self.run_worker(self._open, group="open", exclusive=True, exit_on_error=False)
@@ -143,24 +145,45 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
             self._resumed = True
             if notice:
                 self.say(notice, severity="warning")
-        if self._given is not None:
-            session = self._given
-            session.on_state, session.on_notice = self.engine_state, self.say  # type: ignore[attr-defined]
-        else:
-            from memloc_tui.session import Session
-
-            session = Session(self.settings, on_state=self.engine_state, on_notice=self.say)
-        self.session = session
+        session, self.refusal = self.session, ""
         try:
-            await session.open(self.explorer.part)
+            if session is not None and session.known:
+                await session.confirm()
+            else:
+                if session is not None:
+                    await session.close()
+                session = self.session = self._new_session()
+                await session.open(self.explorer.part)
         except MemlocError as error:
-            if isinstance(error, EngineDied) and session.known:
-                self.engine_died(error)  # with everything from the cache on screen: the next question starts it again
-                return
-            self.explorer.top.show_engine("not opened · r tries again")
-            self.explorer.fail(str(error))
-            await session.close()
-            self.session = None
+            assert session is not None
+            if not session.known:
+                await session.close()
+                self.session = None
+                self._not_opened(str(error))
+            elif isinstance(error, EngineDied):  # what the cache knows stays: the next question starts it again
+                self.engine_died(error)
+            else:
+                self.explorer.top.show_engine(ENGINE["refused"])
+                self.say(f"{error} What was found earlier stays here: r tries again.", severity="error")
+
+    def _new_session(self) -> Session:
+        if self._given is not None:
+            session: Any = self._given
+            session.on_state, session.on_notice = self.engine_state, self.say
+            return self._given
+        from memloc_tui.session import Session
+
+        return Session(self.settings, on_state=self.engine_state, on_notice=self.say)
+
+    def _not_opened(self, why: str) -> None:
+        self.refusal = visible(why)
+        self.explorer.top.show_engine(ENGINE["refused"])
+        self.explorer.fail(why)
+
+    @property
+    def no_model(self) -> str:
+        """What to say where something needs the model, and there is none."""
+        return f"{self.refusal} r tries again." if self.refusal else "The model is still opening."
 
     def _configure(self) -> None:
         """The person's keys, and what is wrong with their configuration."""
@@ -205,8 +228,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
             self.log.error(error)
             said = f"Something went wrong: {type(error).__name__}: {error}"
             if event.worker.group == "open":
-                self.explorer.top.show_engine("not opened · r tries again")
-                self.explorer.fail(said)
+                self._not_opened(said)
             else:
                 self.say(said, severity="error")
 

@@ -38,7 +38,8 @@ class _Asked:
 class EngineClient:
     """One engine process. `opening` is sent first after every start, so that a restarted engine has its model.
 
-    `opened` becomes that request's answer; `on_state` gets "starting", "loading", "ready", "busy" and "died".
+    `opened` becomes that request's answer; `on_state` gets "starting", "loading", "ready", "busy", "died" and, from an
+    engine that could not open its model, "refused".
     """
 
     def __init__(self, opening: Request, log: Path, on_state: Callable[[str], None] = lambda state: None) -> None:
@@ -223,11 +224,15 @@ class EngineClient:
         if not opened.cancelled() and opened.exception() is None:
             self._state = "ready"
             self._set_state(self._working_state(), again=True)
+        elif opened is self.opened:
+            self._set_state(self._working_state())
 
     def _working_state(self) -> str:
         if self._process is None or self._process.returncode is not None:
             return self._state
-        if self.opened is None or not self.opened.done() or self.opened.cancelled() or self.opened.exception():
+        if self._refused():
+            return "refused"
+        if self.opened is None or not self.opened.done() or self.opened.cancelled():
             return "loading"
         return "busy" if self._asked else "ready"
 

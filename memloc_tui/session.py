@@ -54,7 +54,7 @@ class _Flight:
 class Session:
     """See the module. All methods belong to one asyncio loop; nothing here blocks it for more than a few ms.
 
-    `on_state` gets "starting", "loading", "ready", "busy" or "died"; `on_notice` a sentence for the person.
+    `on_state` gets "starting", "loading", "ready", "busy", "died" or "refused"; `on_notice` a sentence for the person.
     """
 
     def __init__(
@@ -125,6 +125,15 @@ class Session:
         self._confirm(answer)
         check(self.edits, answer.result)
 
+    async def confirm(self) -> None:
+        """Have the engine read the weights, unless it has; it is started again if it has ended or could not.
+        Raises MemlocError with the reason where it cannot."""
+        if self._client is None:
+            raise Cancelled("The session is not open.")
+        await self._client.start()
+        assert self._client.opened is not None
+        self._confirm(await asyncio.shield(self._client.opened))
+
     @property
     def known(self) -> bool:
         """Whether vocabulary, paragraphs and model are there, be it from the cache."""
@@ -156,9 +165,7 @@ class Session:
             raise Cancelled("The session is not open.")
         edits, question = self.edits, self._question(request)
         if self.model is None:
-            await self._client.start()
-            assert self._client.opened is not None
-            self._confirm(await asyncio.shield(self._client.opened))
+            await self.confirm()
         assert self.model is not None
         if not isinstance(request, Edited):
             check(edits, self.model)

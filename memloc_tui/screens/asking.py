@@ -40,7 +40,7 @@ class Asking:
         if study.current < 0:
             return
         question = study.question
-        study.error = ""
+        study.error = "" if study.identity else self.explorer.memloc.refusal
         if not study.identity:
             self.explorer.draw()
             return

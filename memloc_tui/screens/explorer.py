@@ -248,12 +248,14 @@ class Explorer(NotSelecting, Screen[None]):
         self.listing.filter(then=row)
 
     def fail(self, message: str) -> None:
-        """Nothing to explore: say why in the place where it would be."""
+        """No model: say why in the place where what it says would be."""
         message = visible(message)
-        self.list.empty = message
-        self.list.refresh()
         if self.study is None:
+            self.list.empty = message
+            self.list.refresh()
             self.prefix.show([], empty=message)
+        else:
+            self.asking.ask()
         self.memloc.say(message, severity="error")
 
     # ------------------------------------------------------------------------------------------- the current paragraph
@@ -478,10 +480,9 @@ class Explorer(NotSelecting, Screen[None]):
         self.asking.ask()
 
     def action_again(self) -> None:
-        """Ask for everything that is missing once more, after an error or a dead engine."""
-        if self.memloc.session is None or self.study is None or not self.study.identity:
-            self.memloc.reopen()
-        else:
+        """Ask for everything that is missing once more, after an error, or with an engine that is not there."""
+        self.memloc.reopen()
+        if self.memloc.session is not None and self.study is not None and self.study.identity:
             self.listing.telling.again()
             self.listing.scan()
             self.locating.inquiry.again()

@@ -58,7 +58,7 @@ class Sweeping:
         memloc, study = self.explorer.memloc, self.study
         resume = memloc.resume
         if not study.identity or study.current < 0:
-            memloc.say("The model is still opening.")
+            memloc.say(memloc.no_model)
         elif self.running:
             memloc.say("A sweep is running: esc stops it.")
         elif resume.strategy == "given" and not resume.given:

@@ -124,7 +124,7 @@ class UnlearnRuns:
 
         study, memloc = self.explorer.study, self.explorer.memloc
         if study is None or not study.identity:
-            memloc.say("The model is still opening.")
+            memloc.say(memloc.no_model)
         elif self.running:
             memloc.say("A run is going on, and there is one at a time: space pauses it, esc stops it.")
         else:

@@ -85,15 +85,12 @@ class LocalPanel(Vertical):
     def show(self, view: View, catalogue: Catalogue, scene: Scene | None, known: Known) -> None:
         """Show a scene; None before the model is known. A panel that is just being mounted shows it then."""
         self.scene, self.known = scene, known
-        if self._ready and scene is not None:
-            self.draw(scene, known)
-        elif self._ready:
-            self.line(".now", Content.styled("The model is still opening …", "$text-muted"))
+        self._lacks = view.error or "The model is still opening …"
+        self._redraw()
 
     def on_mount(self) -> None:
         self._ready = True
-        if self.scene is not None and self.known is not None:
-            self.draw(self.scene, self.known)
+        self._redraw()
         if self._wants_focus:
             self.focus_inside()
 
@@ -107,6 +104,7 @@ class LocalPanel(Vertical):
 
     _ready = False
     _wants_focus = False
+    _lacks = ""  # why there is no scene
 
     def line(self, selector: str, content: Content | str) -> None:
         """Say something in one of the panel's lines; unchanged ones paint nothing."""
@@ -132,6 +130,8 @@ class LocalPanel(Vertical):
     def _redraw(self) -> None:
         if self._ready and self.scene is not None and self.known is not None:
             self.draw(self.scene, self.known)
+        elif self._ready:
+            self.line(".now", Content.styled(self._lacks, "$text-muted"))
 
     def stale(self, request: Request | None, known: Known) -> str:
         """Mark the pictures as old while `request` has no result; why it has none."""

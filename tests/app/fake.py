@@ -96,6 +96,7 @@ class FakeSession:
         self.fail: dict[type[Request], MemlocError] = {}
         self.deaf: set[type[Request]] = set()  # answers these even after they were cancelled, as a slow engine might
         self.fail_open: MemlocError | None = None
+        self.cached = False  # whether `parts` are known without the engine
         self.parts = ("vocabulary", "paragraphs", "model")
         self.closed = 0
         self.margin = 0.5
@@ -110,7 +111,7 @@ class FakeSession:
         return self.vocabulary is not None and self.paragraphs is not None and self.model is not None
 
     async def open(self, on_part: Callable[[str], None] = lambda part: None) -> None:
-        if self.fail_open:
+        if self.fail_open and not self.cached:
             raise self.fail_open
         for part in self.parts:
             if part == "vocabulary":
@@ -120,6 +121,11 @@ class FakeSession:
             else:
                 self.model = self.make_model()
             on_part(part)
+        await self.confirm()
+
+    async def confirm(self) -> None:
+        if self.fail_open:
+            raise self.fail_open
         self.on_state("ready")
 
     def make_model(self, identity: str = "one") -> ModelInfo:
@@ -167,7 +173,7 @@ class FakeSession:
                     await event.wait()
             else:
                 await asyncio.sleep(0)
-            if (error := self.fail.get(type(request))) is not None:
+            if (error := self.fail_open or self.fail.get(type(request))) is not None:
                 raise error
             if isinstance(request, Sweep):
                 result: Any = await self._sweep(request, on_progress)

@@ -489,6 +489,59 @@ async def test_what_cannot_be_opened_is_said_and_r_tries_again(app: MemlocApp, s
         assert "50" in shown(app, "#paragraphs")
 
 
+async def test_a_model_that_is_refused_after_the_cache_has_opened_leaves_what_is_known_and_says_why_there_is_no_more(
+    session: FakeSession,
+) -> None:
+    def make() -> MemlocApp:
+        return MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
+
+    async with make().run_test(size=WIDE) as pilot:
+        await opened(pilot)
+    session.cached, session.fail_open = True, MemlocError("There is no memory left on cuda:0.")
+    async with (app := make()).run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: any("no memory left" in said for said in notices(app)))
+        await opened(pilot)  # from the cache
+        assert "not opened · r tries again" in shown(app, "#top")
+        assert "EM 50 of 50" in shown(app, "#continuation")
+        while base_em(app.explorer.current) == 50:
+            await pilot.press("right_square_bracket")  # to one whose own text nobody has asked for
+        await until(pilot, lambda: "There is no memory left on cuda:0. · r asks again" in shown(app, "#continuation"))
+        await pilot.press("w", "7")
+        await until(pilot, lambda: "There is no memory left on cuda:0." in shown(app, "#bottom"))
+        await pilot.press("x", "enter")
+        await until(pilot, lambda: "There is no memory left on cuda:0." in shown(app, "#bottom"))
+        count = len(notices(app))
+        await pilot.press("4", "r")
+        await until(pilot, lambda: len(notices(app)) > count)
+        assert not any("went wrong" in said for said in notices(app))
+        session.fail_open = None
+        await pilot.press("r")
+        await until(pilot, lambda: "ready" in shown(app, "#top"))
+        await until(pilot, lambda: f"EM {base_em(app.explorer.current)} of 50" in shown(app, "#continuation"))
+        assert app.explorer.study.own
+
+
+async def test_a_model_that_nobody_knows_and_that_is_refused_is_not_called_opening(
+    app: MemlocApp, session: FakeSession
+) -> None:
+    session.cached, session.parts = True, ("vocabulary", "paragraphs")
+    session.fail_open = MemlocError("There is no memory left on cuda:0.")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.explorer.current >= 0 and notices(app))
+        await until(pilot, lambda: "There is no memory left on cuda:0. · r asks again" in shown(app, "#continuation"))
+        await pilot.press("right_square_bracket")
+        for tab in "567890":
+            await pilot.press(tab)
+            await until(pilot, lambda: "There is no memory left on cuda:0." in shown(app, "#bottom"))
+        await pilot.press("w")
+        assert notices(app)[-1] == "There is no memory left on cuda:0. r tries again."
+        await pilot.press("x", "enter", "E", "m", "a", "a", "o", "s", "4", "enter", "down", "enter", "u")
+        assert not any("went wrong" in said for said in notices(app))
+        session.fail_open, session.parts = None, ("vocabulary", "paragraphs", "model")
+        await pilot.press("r")
+        await opened(pilot)
+
+
 async def test_a_corrected_model_drops_every_number_of_the_other(app: MemlocApp, session: FakeSession) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)

@@ -240,6 +240,26 @@ def answer() -> bytes:
     return codec.encode(Answer(VOCABULARY, found, Provenance("", "", "", "", "", "", 0.0)))
 
 
+async def test_an_engine_that_has_refused_its_model_is_not_said_to_load_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, said, states = tmp_path / "engine", tmp_path / "said", []
+    said.write_bytes(frames.pack(Kind.FAILURE, 1, b'{"error": "MemlocError", "message": "no"}'))
+    script.write_text(f"#!/bin/sh\ncat {said}\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    client = EngineClient(VOCABULARY, tmp_path / "engine.log", states.append)
+    try:
+        await client.start()
+        assert client.opened is not None
+        with pytest.raises(MemlocError, match="no"):
+            await asyncio.wait_for(asyncio.shield(client.opened), 10)
+        await asyncio.sleep(0)
+        assert states == ["starting", "loading", "refused"]
+    finally:
+        await client.close()
+
+
 async def test_random_frames_from_a_fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: Any) -> None:
     """A shell that says prepared bytes in the engine's place, and then ends."""
     rng, n, good = random.Random(5), rounds(60, 3_000), answer()
