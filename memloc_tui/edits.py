@@ -34,6 +34,7 @@ class ActiveEdit:
     on: bool = True
     base: str = ""  # the fingerprint of the weights it belongs to; "": the engine will tell
     model: str = ""  # the name of the model with those weights
+    below: tuple[str, ...] = ()  # fingerprints of the edits that it was made on top of, which have to be on before it
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def active(name: str | Path) -> ActiveEdit:
     summary = edit_files.read_summary(path)
     short = summary.fingerprint[:SHORT]
     own = path.parent == folder().resolve() or path.parent == folder()
-    return ActiveEdit(summary.fingerprint, str(path), short if own else path.stem, True, summary.base, summary.model)
+    name = short if own else path.stem
+    return ActiveEdit(summary.fingerprint, str(path), name, True, summary.base, summary.model, summary.on_top_of)
 
 
 def remove(name: str) -> Path:
@@ -196,6 +198,12 @@ def remove(name: str) -> Path:
     except OSError as error:
         raise MemlocError(f"{path} cannot be removed: {error.strerror or error}.") from None
     return path
+
+
+def stands(edit: ActiveEdit, on: Iterable[str]) -> bool:
+    """Whether every edit that this one was made on top of is among those that are on before it, in their order."""
+    rest = iter(on)
+    return all(ground in rest for ground in edit.below)
 
 
 def check(edits: Iterable[ActiveEdit], model: ModelInfo) -> None:

@@ -45,6 +45,7 @@ class Summary:
     fingerprint: str
     model: str
     base: str
+    on_top_of: tuple[str, ...]
     parameters: tuple[str, ...]
     metrics: dict[str, Any]
 
@@ -99,14 +100,14 @@ def read_summary(path: Path) -> Summary:
     """What a file's header says, without its tensors. Raises UsageError or MemlocError."""
     metadata = _header(_read(path, _HEADER_CAP, header_only=True), str(path))
     try:
-        parameters, metrics = json.loads(metadata["parameters"]), json.loads(metadata["metrics"])
+        on_top_of, parameters, metrics = (json.loads(metadata[key]) for key in ("on_top_of", "parameters", "metrics"))
         fingerprint, model, base = (metadata[key] for key in ("fingerprint", "model", "base"))
-        texts = (fingerprint, model, base, *parameters)
+        texts = (fingerprint, model, base, *on_top_of, *parameters)
         if not all(isinstance(text, str) for text in texts) or not isinstance(metrics, dict):
             raise ValueError("types")
     except (ValueError, TypeError, KeyError, RecursionError):
         raise _damaged(str(path)) from None
-    return Summary(fingerprint, model, base, tuple(parameters), metrics)
+    return Summary(fingerprint, model, base, tuple(on_top_of), tuple(parameters), metrics)
 
 
 def write_edit(path: Path, answer: Answer[Any]) -> None:

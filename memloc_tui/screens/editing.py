@@ -58,6 +58,7 @@ class Editing:
             except MemlocError as error:
                 said = f"The edit {visible(name)} of the last visit is off: {error}"
                 self.explorer.memloc.say(said, "warning" if on == "on" else "information")
+        self._settle()
         self.edited = resume.edited and any(edit.on for edit in self.stack)
 
     def started(self, study: Study) -> None:
@@ -92,23 +93,46 @@ class Editing:
         self._turn()
 
     def toggle(self, run: Run) -> None:
-        """A run's edit on or off in the stack; shown at once if the explorer shows edited weights."""
+        """A run's edit on or off in the stack, on with those that it was made on top of, off with those that were made
+        on top of it; shown at once if the explorer shows edited weights."""
         memloc = self.explorer.memloc
         if not run.file:
             memloc.say("This run has no edit." if not run.running else "Its edit comes when it ends.")
             return
-        known = [edit.fingerprint for edit in self.stack]
-        if run.fingerprint in known:
-            at = known.index(run.fingerprint)
-            self.stack[at] = replace(self.stack[at], on=not self.stack[at].on)
-        else:
-            try:
-                self.stack.append(replace(edit_store.active(run.file), name=run.name))
-            except MemlocError as error:
-                memloc.say(str(error), "error")
-                return
+        before = {edit.fingerprint for edit in self.stack if edit.on}
+        try:
+            if run.fingerprint in before:
+                self.stack = [replace(e, on=e.on and e.fingerprint != run.fingerprint) for e in self.stack]
+            else:
+                self._put_in(replace(edit_store.active(run.file), name=run.name))
+        except MemlocError as error:
+            memloc.say(str(error), "error")
+            return
+        self._settle()
+        others = [edit for edit in self.stack if edit.fingerprint != run.fingerprint]
+        on = [visible(e.name) for e in others if e.on and e.fingerprint not in before]
+        off = [visible(e.name) for e in others if not e.on and e.fingerprint in before]
+        if on:
+            memloc.say(f"{visible(run.name)} was made on top of {', '.join(on)}: {is_or_are(on)} on too.")
+        if off:
+            memloc.say(f"{', '.join(off)} cannot stand on what is on now: {is_or_are(off)} off too.")
         self.edited = self.edited and any(edit.on for edit in self.stack)
         self._turn()
+
+    def _put_in(self, edit: ActiveEdit) -> None:
+        """An edit on, and what it was made on top of, in its order, before all others. Raises MemlocError where one of
+        these is kept no more."""
+        known = {e.fingerprint: e for e in self.stack}
+        ground = [replace(known.get(one) or edit_store.active(one), on=True) for one in edit.below]
+        rest = [edit if e.fingerprint == edit.fingerprint else e for e in self.stack if e.fingerprint not in edit.below]
+        self.stack = [*ground, *rest, *([edit] if edit not in rest else [])]
+
+    def _settle(self) -> None:
+        """Off with every edit that lacks what it was made on top of: with it no question could be asked."""
+        on: list[str] = []
+        for at, edit in enumerate(self.stack):
+            self.stack[at] = edit = replace(edit, on=edit.on and edit_store.stands(edit, on))
+            on += [edit.fingerprint] if edit.on else []
 
     def put_on(self, edit: ActiveEdit, below: tuple[str, ...], show: bool) -> None:
         """A new edit on top of those it was made on, and of nothing else."""
@@ -200,3 +224,7 @@ class Editing:
             if fingerprint not in places:
                 places[fingerprint] = str(edit_store.find(fingerprint))
         return Edited(request, fingerprints, tuple(places[f] for f in fingerprints))
+
+
+def is_or_are(names: list[str]) -> str:
+    return "it is" if len(names) == 1 else "they are"

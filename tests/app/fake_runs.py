@@ -31,7 +31,12 @@ K = 12
 
 
 def make_result(
-    request: Unlearn, steps: int, stopped: Any = "steps", reason: str = "", taken: float = 5.0
+    request: Unlearn,
+    steps: int,
+    stopped: Any = "steps",
+    reason: str = "",
+    taken: float = 5.0,
+    on_top_of: tuple[str, ...] = (),
 ) -> Unlearning:
     """A run after `steps` steps. EM of every target falls by `taken` a step from 50, of the others by 0.1."""
     n, s = len(request.targets), steps + 1
@@ -44,7 +49,7 @@ def make_result(
     group_nll = np.array([0.9, 2, 0.1, 0.1, 2.2], np.float32) + 0.01 * np.arange(s, dtype=np.float32)[:, None]
     value = 0.01 * steps + 1e-4 * request.seed + 1e-5 * request.targets[0][0]
     edit = SparseEdit(
-        model="fake", base="f", on_top_of=(), parameters=("a.weight", "b.weight"),
+        model="fake", base="f", on_top_of=on_top_of, parameters=("a.weight", "b.weight"),
         starts=np.array([0, 5, K]), indices=np.array([*range(5), *range(K - 5)]),
         old=np.zeros(K, np.float32), new=np.full(K, value, np.float32),
     )  # fmt: skip
@@ -72,7 +77,7 @@ class RunSession(FakeSession):
 
     async def compute(self, request: Request, edits: tuple[str, ...], on_progress: Callable[[Progress], None]) -> Any:
         if isinstance(request, Unlearn):
-            return await self._unlearn(request, on_progress)
+            return await self._unlearn(request, edits, on_progress)
         if isinstance(request, EstimateRun):
             return RunCost(K, 0.024, 3_400_000, 0.5)
         if isinstance(request, MeasureRemains):
@@ -91,21 +96,23 @@ class RunSession(FakeSession):
             return Continuation(np.arange(request.length) % 150, np.full(request.length, 0.5, np.float32))
         return self.answer(request)
 
-    async def _unlearn(self, request: Unlearn, on_progress: Callable[[Progress], None]) -> Unlearning:
+    async def _unlearn(
+        self, request: Unlearn, edits: tuple[str, ...], on_progress: Callable[[Progress], None]
+    ) -> Unlearning:
         for step in range(request.steps):
             if self.ticks is not None:
                 await self.ticks.get()
             else:
                 await asyncio.sleep(0)
-            partial = make_result(request, step, "running", "")
+            partial = make_result(request, step, "running", "", on_top_of=edits)
             self.gone[partial.edit.fingerprint] = frozenset(self.rows[t] for t in request.targets)
             if on_progress:
                 on_progress(Progress(step, request.steps, partial=partial))
             if self.die is not None and step == 3:
                 raise self.die
             if request.goal != "steps" and partial.em[-1].max() <= C / 10:
-                return make_result(request, step, "goal", "The goal break is met.")
-        done = make_result(request, request.steps)
+                return make_result(request, step, "goal", "The goal break is met.", on_top_of=edits)
+        done = make_result(request, request.steps, on_top_of=edits)
         self.gone[done.edit.fingerprint] = frozenset(self.rows[t] for t in request.targets)
         return done
 

@@ -500,8 +500,45 @@ async def test_a_second_run_on_edited_weights_stands_on_the_first(app: MemlocApp
         rows = app.explorer.query_one(RunList)
         app.explorer.set_focus(rows)
         rows.move_to(2)
-        await pilot.press("t")
-        assert [e.on for e in session.edits] == [False, True]
+        await pilot.press("t")  # the first off: the second cannot stand without it
+        assert [e.on for e in app.explorer.editing.stack] == [False, False]
+        assert f"{second.name} cannot stand on what is on now: it is off too." in notices(app)
+        assert not app.explorer.editing.edited
+        rows.move_to(1)
+        await pilot.press("t", "E")
+        assert f"{second.name} was made on top of {first.name}: it is on too." in notices(app)
+        assert [e.fingerprint for e in session.edits if e.on] == [first.fingerprint, second.fingerprint]
+
+
+async def test_what_an_edit_was_made_on_is_on_before_it_wherever_it_stood_and_nothing_is_on_without_it(
+    app: MemlocApp,
+) -> None:
+    """Switching edits on and off in any order, against a plain search for what the engine would refuse."""
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        request = Unlearn((app.explorer.study.catalogue.paragraphs.row(0),), (), P)
+        made: list[Run] = []
+        for seed, below in enumerate([(), (), (0,), (0, 1), (1, 0), (0, 2)]):
+            ground = tuple(made[b].fingerprint for b in below)
+            run = replace(request, seed=seed)
+            result = make_result(run, 3, on_top_of=ground)
+            answer = Answer(run, result, Provenance("fake", "f", "", "fp32", "cpu", "eager", 0.1))
+            file, fingerprint = str(edits.store(answer)), result.edit.fingerprint
+            made.append(
+                Run(seed, run, result=result, file=file, fingerprint=fingerprint, name=f"e{seed}", below=ground)
+            )
+        editing, rng = app.explorer.editing, np.random.default_rng(0)
+        for _ in range(60):
+            run_ = made[rng.integers(len(made))]
+            was = any(e.on for e in editing.stack if e.fingerprint == run_.fingerprint)
+            editing.toggle(run_)
+            on = [e.fingerprint for e in editing.stack if e.on]
+            assert (run_.fingerprint in on) is not was
+            assert len({e.fingerprint for e in editing.stack}) == len(editing.stack)
+            for other in made:
+                if other.fingerprint in on:
+                    before = on[: on.index(other.fingerprint)]
+                    assert [f for f in before if f in other.below] == list(other.below)
 
 
 async def test_an_edit_is_taught_what_the_weights_say_that_it_is_made_on(app: MemlocApp, session: RunSession) -> None:
