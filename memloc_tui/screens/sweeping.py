@@ -35,23 +35,26 @@ class Sweeping:
     def running(self) -> bool:
         return self._worker is not None and not self._worker.is_finished
 
-    def request(self) -> Request:
-        """The sweep of the paragraph on screen under the current options."""
-        study, resume = self.study, self.explorer.memloc.resume
+    def request(self, study: Study, row: int) -> Request:
+        """The sweep of a paragraph under the current options."""
+        resume = self.explorer.memloc.resume
         given = tuple(resume.given) if resume.strategy == "given" else ()
         strategy = cast(Strategy, resume.strategy)
         options = (resume.draws, resume.seed, given, resume.reference, resume.verified)
-        return study.posed(study.catalogue.sweep(study.current, strategy, *options))
+        return study.posed(study.catalogue.sweep(row, strategy, *options))
 
     def peek(self) -> None:
-        """An earlier sweep under the same options shows at once."""
+        """An earlier sweep under the same options shows at once; of one that was stopped, what it has come to."""
         session, study = self.explorer.memloc.session, self.study
         if session is None or not study.identity or study.current < 0:
             return
-        request, here = self.request(), study.here
-        if here.sweep is None or here.sweep.request != request or not here.sweep.done:
+        request, here = self.request(study, study.current), study.here
+        if here.sweep is not None and here.sweep.request != request:
+            here.sweep = None
+        if here.sweep is None or not here.sweep.done:
             answer: Any = session.peek(request)
-            here.sweep = swept(request, answer.result, done=True, cached=True) if answer else None
+            if answer is not None:
+                here.sweep = swept(request, answer.result, done=True, cached=True)
 
     def start(self) -> None:
         """Sweep the paragraph on screen, unless that is known or something is in the way; say what."""
@@ -67,8 +70,8 @@ class Sweeping:
             resume.overlay = "EM drop"
             memloc.save_soon()
             self.peek()
-            if study.here.sweep is None:
-                work = partial(self._run, self.request(), study, study.current)
+            if study.here.sweep is None or not study.here.sweep.done:
+                work = partial(self._run, self.request(study, study.current), study, study.current)
                 self._worker = self.explorer.run_worker(work, group="sweep", exit_on_error=False)
             self.explorer.draw()
 
@@ -84,6 +87,8 @@ class Sweeping:
         explorer.top.show_job("sweep", "sweep")
 
         def show(scores: SweepScores, done: bool) -> None:
+            if request != self.request(study, row):
+                return  # the options are others by now; the session keeps it, once it is whole
             here.sweep = swept(request, scores, done)
             if explorer.study is study and study.current == row:
                 explorer.draw()
@@ -101,7 +106,7 @@ class Sweeping:
         try:
             answer: Any = await session.ask(request, progress)
             show(answer.result, done=True)
-            if here.sweep is not None and here.sweep.verified:
+            if swept(request, answer.result, done=True).verified:
                 explorer.memloc.say(verification(answer.result))
         except Cancelled:
             pass

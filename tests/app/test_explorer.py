@@ -268,6 +268,31 @@ async def test_a_running_sweep_shows_what_is_known_and_esc_stops_it(app: MemlocA
         await until(pilot, lambda: not app.explorer.running)
         assert any(isinstance(r, Sweep) for r in session.cancelled)
         assert "sweep" not in shown(app, "#top")
+        await pilot.press("right_square_bracket")
+        await until(pilot, lambda: "press w to sweep" in shown(app, "#prefix"))
+        await pilot.press("left_square_bracket")
+        assert "20 of 50 known" in shown(app, "#prefix")
+        session.hold[SweepScores].set()  # type: ignore[index]
+        await pilot.press("w")  # and the rest is asked for
+        await until(pilot, lambda: (view := app.explorer.study.here.sweep) and view.done)
+
+
+async def test_a_sweep_never_stands_under_other_options_than_its_own(
+    app: MemlocApp, session: FakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = session.hold[SweepScores] = asyncio.Event()  # type: ignore[index]
+    monkeypatch.setattr("memloc_tui.screens.sweeping.REPAINT_EVERY", 0.0)
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("w")
+        await until(pilot, lambda: "20 of 50 known" in shown(app, "#prefix"))
+        await pilot.press("a")  # without a head, while it runs
+        held.set()
+        await until(pilot, lambda: not app.explorer.sweeping.running)
+        await pilot.pause()
+        assert "press w to sweep" in shown(app, "#prefix")
+        await pilot.press("a")
+        assert app.explorer.study.here.sweep.done
 
 
 async def test_sweep_options_change_the_question(app: MemlocApp, session: FakeSession) -> None:
