@@ -52,9 +52,17 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         Binding(
             "ctrl+p", "command_palette", "palette", id="app.palette", tooltip="Every action by name", priority=True
         ),
-        Binding("ctrl+l", "redraw", "redraw", id="app.redraw", tooltip="Draw the whole screen anew"),
+        Binding("ctrl+l", "redraw", "redraw", id="app.redraw", tooltip="Draw the whole screen anew", priority=True),
         Binding("q", "leave", "quit", id="app.quit", tooltip="Quit; asks while a job is running"),
-        Binding("ctrl+q,ctrl+c", "leave", "quit", id="app.quit_too", tooltip="Quit, also from an input"),
+        Binding("ctrl+q", "leave", "quit", id="app.quit_too", tooltip="Quit, from wherever you are", priority=True),
+        Binding(
+            "ctrl+c",
+            "interrupt",
+            "quit",
+            id="app.interrupt",
+            priority=True,
+            tooltip="Quit, from wherever you are; with text selected in an input: copy it",
+        ),
     ]
 
     def __init__(
@@ -294,6 +302,14 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         if not isinstance(self.screen, Confirm):
             self.push_screen(Confirm(question), lambda yes: self.exit() if yes else None)
 
+    def action_interrupt(self) -> None:
+        from textual.widgets import Input
+
+        if isinstance(self.focused, Input) and not self.focused.selection.is_empty:
+            self.focused.action_copy()
+        else:
+            self.action_leave()
+
     def action_redraw(self) -> None:
         """After something else has written on the terminal."""
         if (glass := getattr(self._driver, "glass", None)) is not None:
@@ -312,7 +328,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         for source, node in ((MemlocApp, self), (Explorer, self.explorer)):
             for binding in source.BINDINGS:
                 assert isinstance(binding, Binding)
-                if binding.action != "command_palette" and binding.id != "app.quit_too":
+                if binding.action != "command_palette" and binding.id not in ("app.quit_too", "app.interrupt"):
                     yield SystemCommand(
                         binding.tooltip,
                         f"key {self.key_shown(binding)}",

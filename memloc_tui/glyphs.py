@@ -85,6 +85,19 @@ def fit(text: str, width: int) -> str:
     return set_cell_size(text, width)
 
 
+def fit_end(text: str, width: int) -> str:
+    """`text`, already visible, where it is no wider than `width` cells; else its end, behind a … for the rest."""
+    if cell_len(text) <= width:
+        return text
+    end, room = "", width - 1
+    for char in reversed(text):
+        room -= cell_len(char)
+        if room < 0:
+            break
+        end = char + end
+    return "…" + end
+
+
 def bar(share: float, width: int) -> str:
     """A horizontal bar of `width` cells in eighth blocks, filled by `share` in 0..1."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)

@@ -31,5 +31,8 @@ class Confirm(Dialog[bool]):
                 + Content.from_markup("[@click=screen.answer(False)][b]n[/] no[/]")
             )
 
+    def action_close(self) -> None:
+        self.dismiss(False)
+
     def action_answer(self, answer: bool) -> None:
         self.dismiss(answer)

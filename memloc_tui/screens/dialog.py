@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from textual import events
 from textual.await_complete import AwaitComplete
 from textual.screen import ModalScreen
 
@@ -31,7 +32,8 @@ class LeavesOnce(NotSelecting):
 
 
 class Dialog(LeavesOnce, ModalScreen[T]):
-    """The contents stand in one container of class `dialog`; Esc leaves."""
+    """The contents stand in one container of class `dialog`; Esc leaves, and so does a click onto its lower edge, which
+    says so, or beside it."""
 
     DEFAULT_CSS = """
     Dialog { align: center middle; background: $background 40%; }
@@ -42,5 +44,14 @@ class Dialog(LeavesOnce, ModalScreen[T]):
         &.-wide { width: 92; }
         &.-tall { width: 100; height: 90%; }
     }
-    Dialog #options { height: 6; }
+    Dialog #options { height: 7; }
     """
+
+    def on_click(self, event: events.Click) -> None:
+        box = self.query_one(".dialog").region
+        if event.screen_y == box.bottom - 1 or (event.screen_x, event.screen_y) not in box:
+            self.action_close()
+
+    def action_close(self) -> None:
+        """Leave, nothing chosen."""
+        self.dismiss(None)

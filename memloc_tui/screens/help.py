@@ -106,6 +106,3 @@ class Help(Dialog[None]):
             Content("  margin < 0.001: the exact match may differ between devices and precisions"),
         ]
         return Content("\n").join(lines[1:])
-
-    def action_close(self) -> None:
-        self.dismiss(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
 from textual.app import ComposeResult
@@ -9,7 +10,7 @@ from textual.binding import Binding
 from textual.containers import Vertical
 
 from memloc_core.requests import STRATEGIES
-from memloc_tui.glyphs import piece_text, quoted, visible
+from memloc_tui.glyphs import fit_end, piece_text, quoted, visible
 from memloc_tui.screens.dialog import Dialog
 from memloc_tui.state import Resume
 from memloc_tui.widgets.row_list import RowList
@@ -29,11 +30,12 @@ PRECISIONS = {
     "exact": "as the model was opened",
     "verified": "bfloat16, and exactly where that could matter",
 }
-DRAWS, SEED, GIVEN = 1, 2, 5  # rows that are typed into
+DRAWS, SEED, GIVEN, SWEEP = 1, 2, 5, 6  # rows that are typed into, and the last one
+NAME, VALUE = 14, 19
 
 
 class OptionRows(RowList):
-    """One option per row; the explorer's resume state holds the values."""
+    """One option per row; the explorer's resume state holds the values. The last row starts the sweep."""
 
     NAMES = ("strategy", "draws", "seed", "reference", "precision", "given tokens")
 
@@ -42,20 +44,38 @@ class OptionRows(RowList):
         self.resume, self.pieces = resume, pieces
         self.typed = ""
         self.said = ""
+        self._begun = -1  # the row whose number is being typed over
 
     def row(self, index: int, width: int) -> list[Segment]:
+        if index == SWEEP:
+            return [Segment(" ▸ sweep ", self.look("match")), Segment("  ⏎", self.look("faint"))]
+        value, note = self._value(index), self._note(index)
+        if index == GIVEN:
+            value = fit_end(value, max(VALUE, width - NAME - cell_len(note) - 2))
+        return [
+            Segment(f" {self.NAMES[index]:<{NAME - 1}}"),
+            Segment(f"{value:<{VALUE}} "),
+            Segment(note, self.look("faint")),
+        ]
+
+    def _value(self, index: int) -> str:
         resume = self.resume
+        if index == GIVEN:
+            return self._given()
         precision = "verified" if resume.verified else "exact"
-        value, note = [
-            (resume.strategy, SAID.get(resume.strategy, "")),
-            (str(resume.draws), "per position, 1..99"),
-            (str(resume.seed), "of the random draws"),
-            (resume.reference, SAID.get(resume.reference, "")),
-            (precision, PRECISIONS[precision]),
-            (self._given(), self.said or "type a token, ⏎ adds it, backspace takes it back"),
-        ][index]
-        arrows = f"‹ {value} ›" if index < GIVEN else value
-        return [Segment(f" {self.NAMES[index]:<13}"), Segment(f"{arrows:<19} "), Segment(note, self.look("faint"))]
+        values = (resume.strategy, str(resume.draws), str(resume.seed), resume.reference, precision)
+        return f"‹ {values[index]} ›"
+
+    def _note(self, index: int) -> str:
+        resume = self.resume
+        return (
+            SAID.get(resume.strategy, ""),
+            "per position, 1..99",
+            "of the random draws",
+            SAID.get(resume.reference, ""),
+            PRECISIONS["verified" if resume.verified else "exact"],
+            self.said or "type a token, ⏎ adds it, backspace takes it back",
+        )[index]
 
     def _given(self) -> str:
         known = len(self.pieces)
@@ -80,21 +100,28 @@ class OptionRows(RowList):
         self.repaint_row(self.cursor)
 
     def type(self, char: str) -> None:
-        """A digit into a number, anything into the given tokens."""
+        """A digit into a number, of which the first one begins a new number; anything into the given tokens."""
         resume = self.resume
-        if self.cursor == DRAWS and char.isdecimal():
-            resume.draws = max(1, min(99, int(f"{resume.draws}{char}"[-2:])))
-        elif self.cursor == SEED and char.isdecimal():
-            resume.seed = int(f"{resume.seed}{char}"[-9:])
+        if self.cursor in (DRAWS, SEED) and char.isascii() and char.isdecimal():
+            old = (resume.draws if self.cursor == DRAWS else resume.seed) if self._begun == self.cursor else 0
+            number = 10 * old + int(char)
+            self._begun = self.cursor if number else -1
+            if self.cursor == DRAWS:
+                resume.draws = max(1, min(99, number % 100))
+            else:
+                resume.seed = number % 10**9
         elif self.cursor == GIVEN:
             self.typed, self.said = self.typed + char, ""
         self.repaint_row(self.cursor)
 
     def erase(self) -> None:
+        """The last digit of a number (of one digit: the next that is typed begins it anew), character or token."""
         resume = self.resume
         if self.cursor == DRAWS:
+            self._begun = DRAWS if resume.draws > 9 else -1
             resume.draws = max(1, resume.draws // 10)
         elif self.cursor == SEED:
+            self._begun = SEED if resume.seed > 9 else -1
             resume.seed //= 10
         elif self.cursor == GIVEN:
             if self.typed:
@@ -127,6 +154,28 @@ class OptionRows(RowList):
             event.prevent_default()
             self.type(event.character)
 
+    def on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        for char in (event.text.splitlines() or [""])[0][:80]:
+            self.type(char)
+
+    def move_to(self, index: int) -> None:
+        self._begun = -1
+        super().move_to(index)
+
+    def on_click(self, event: events.Click) -> None:
+        """Onto a value's left arrow: the one before; onto the rest of it: the next; onto the last line: sweep."""
+        event.stop()
+        event.prevent_default()
+        offset = event.get_content_offset(self)
+        if offset is None or not 0 <= (index := offset.y + self.scroll_offset.y) < self.count:
+            return
+        self.move_to(index)
+        if index == SWEEP:
+            self.action_choose()
+        elif index < GIVEN and NAME <= offset.x < NAME + cell_len(self._value(index)):
+            self.change(-1 if offset.x < NAME + 2 else 1)
+
 
 class SweepOptions(Dialog[bool]):
     """Dismissed with whether to sweep now."""
@@ -149,7 +198,7 @@ class SweepOptions(Dialog[bool]):
             yield self.rows
 
     def on_mount(self) -> None:
-        self.rows.show_rows(len(OptionRows.NAMES), 0)
+        self.rows.show_rows(SWEEP + 1, 0)
         self.rows.focus()
 
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:

@@ -23,6 +23,7 @@ from memloc_core.sources import DEMO
 from memloc_tui.app import MemlocApp
 from memloc_tui.figures import figure
 from memloc_tui.glyphs import piece_text
+from memloc_tui.screens.sweep_options import OptionRows
 from memloc_tui.settings import Settings
 
 WIDE, NARROW = (120, 36), (80, 24)
@@ -307,6 +308,87 @@ async def test_sweep_options_change_the_question(app: MemlocApp, session: FakeSe
             (0, 1, 2, 3),
             "true",
         )
+
+
+async def test_sweep_options_by_mouse(app: MemlocApp, session: FakeSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("W")
+        await pilot.click("#options", offset=(16, 0))  # onto the strategy, right of its arrow: the next
+        await pilot.click("#options", offset=(20, 1))  # behind the draws: only goes there
+        assert app.screen.query_one(OptionRows).cursor == 1
+        await pilot.click("#options", offset=(18, 1))  # its right arrow, twice
+        await pilot.click("#options", offset=(18, 1))
+        await pilot.click("#options", offset=(14, 1))  # its left arrow
+        await pilot.click("#options", offset=(2, 5))
+        assert app.screen is not app.explorer
+        assert not any(isinstance(r, Sweep) for r in session.asked)
+        await pilot.click("#options", offset=(3, 6))
+        await until(pilot, lambda: any(isinstance(r, Sweep) for r in session.asked))
+        assert app.screen is app.explorer
+        (asked,) = [r for r in session.asked if isinstance(r, Sweep)]
+        assert (asked.strategy, asked.draws) == ("next-best", 2)
+
+
+async def test_a_number_of_the_sweep_options_is_typed_over_and_erased(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("W", "down")
+        for keys, draws in (("5", 5), ("3", 53), (["backspace"], 5), ("1", 51), (["up", "down", "7"], 7), ("05", 5)):
+            await pilot.press(*keys)
+            assert app.resume.draws == draws
+        await pilot.press("backspace", "8")
+        assert app.resume.draws == 8
+        await pilot.press("down", "4", "2", "backspace", "backspace", "6")
+        assert app.resume.seed == 6
+
+
+async def test_what_is_pasted_into_the_sweep_options_is_typed_there(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("W", "down")
+        app.post_message(events.Paste("x 12\n34").set_sender(app))
+        await until(pilot, lambda: app.resume.draws == 12)
+        await pilot.press("down", "down", "down", "down")
+        app.post_message(events.Paste("abc" * 40).set_sender(app))
+        await until(pilot, lambda: app.screen.query_one(OptionRows).typed == ("abc" * 40)[:80])
+        await pilot.press("E", "N", "D")
+        assert "abcabEND▏" in "\n".join(screen_lines(app))
+
+
+@pytest.mark.parametrize("key", ["W", "e", "question_mark", "q"])
+async def test_every_dialog_closes_by_mouse_and_hears_the_keys_that_hold_everywhere(
+    key: str, app: MemlocApp, session: FakeSession
+) -> None:
+    session.hold[SweepScores] = asyncio.Event()  # type: ignore[index]
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("w")  # without a running job `q` asks nothing
+        await until(pilot, lambda: app.explorer.running)
+        for where in ("edge", "beside"):
+            await pilot.press(key)
+            await until(pilot, lambda: app.screen is not app.explorer)
+            box = app.screen.query_one(".dialog").region
+            await pilot.click(offset=(box.x + 3, box.y))
+            assert app.screen is not app.explorer
+            await pilot.click(offset=(box.right - 6, box.bottom - 1) if where == "edge" else (box.x - 1, box.y + 1))
+            await until(pilot, lambda: app.screen is app.explorer)
+        assert app.explorer.running
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.explorer.running)
+        await pilot.press("e" if key == "q" else key, "ctrl+c")
+        await pilot.pause()
+    assert app.return_code == 0
+
+
+async def test_ctrl_c_quits_from_an_input_unless_text_is_selected_there(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("slash", *"em>=5", "shift+home", "ctrl+c")
+        assert app.is_running
+        assert app.clipboard == "em>=5"
+        await pilot.press("end", "ctrl+c")
+    assert app.return_code == 0
 
 
 async def test_a_verified_sweep_says_what_its_exact_matches_rest_on(

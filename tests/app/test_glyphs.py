@@ -11,7 +11,7 @@ from rich.segment import Segment
 from textual.strip import Strip
 from wcwidth import wcwidth
 
-from memloc_tui.glyphs import bar, escaped, fit, glyph, piece_text, visible
+from memloc_tui.glyphs import bar, escaped, fit, fit_end, glyph, piece_text, visible
 
 FORBIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 SELECTORS = [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
@@ -49,6 +49,18 @@ def test_any_bytes_give_one_clean_line(piece: bytes) -> None:
     drawn = piece_text(piece, 3)
     assert drawn
     assert all(category(c) not in FORBIDDEN for c in drawn)
+
+
+@given(st.text(max_size=60), st.integers(1, 40))
+def test_the_end_of_a_text_is_its_longest_that_there_is_room_for(text: str, width: int) -> None:
+    shown = fit_end(visible(text), width)
+    if cell_len(visible(text)) <= width:
+        assert shown == visible(text)
+    else:
+        assert shown[0] == "…"
+        assert visible(text).endswith(shown[1:])
+        longer = visible(text)[-len(shown) :]
+        assert cell_len(shown) <= width < cell_len(longer) + 1
 
 
 @given(st.text(max_size=60), st.integers(1, 40))

@@ -57,7 +57,7 @@ async def test_the_palette_holds_every_action(app: MemlocApp) -> None:
         commands = {c.title for c in app.get_system_commands(app.screen)}
         for b in [*MemlocApp.BINDINGS, *Explorer.BINDINGS]:
             assert isinstance(b, Binding)
-            assert b.tooltip in commands or b.id in ("app.palette", "app.quit_too")
+            assert b.tooltip in commands or b.id in ("app.palette", "app.quit_too", "app.interrupt")
         await pilot.press("ctrl+p")
         await pilot.pause(0.3)
         await pilot.press(*"rarity", "enter")
