@@ -15,6 +15,7 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.geometry import Size
 from textual.screen import Screen
+from textual.style import Style
 from textual.widget import Widget
 
 from memloc_tui.glyphs import quoted, visible
@@ -563,7 +564,9 @@ class Explorer(NotSelecting, Screen[None]):
         names = [f"{p.key} {p.title}" for p in PANELS]
         between = " │ " if len(" │ ".join(names)) + 4 <= (bottom.size.width or self.size.width) else "│"
         bottom.border_title = Content(between).join(  # type: ignore[assignment]
-            Content.styled(name, "bold" if p.name == self._tab else "dim")
+            Content.styled(name, "bold" if p.name == self._tab else "dim").stylize(
+                Style.from_meta({"@click": f"screen.panel('{p.name}')"})
+            )
             for p, name in zip(PANELS, names, strict=True)
         )
 

@@ -25,6 +25,7 @@ from memloc_tui.figures import figure
 from memloc_tui.glyphs import piece_text
 from memloc_tui.screens.sweep_options import OptionRows
 from memloc_tui.settings import Settings
+from memloc_tui.widgets.panels import PANELS
 
 WIDE, NARROW = (120, 36), (80, 24)
 
@@ -933,6 +934,20 @@ async def test_narrow_terminals_have_a_strip_and_a_drawer(app: MemlocApp) -> Non
             await until(pilot, lambda: "1 Paragraphs" in "\n".join(screen_lines(app)))
             await pilot.press(elsewhere)
             await until(pilot, lambda: "1 Paragraphs" not in "\n".join(screen_lines(app)))
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_a_tab_opens_by_a_click_onto_its_name(size: tuple[int, int], app: MemlocApp) -> None:
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot)
+        for tab in reversed(PANELS):
+            bottom = app.explorer.query_one("#bottom").region
+            edge = screen_lines(app)[bottom.y]
+            await pilot.click(offset=(edge.index(f"{tab.key} {tab.title}", bottom.x) + 3, bottom.y))
+            await until(pilot, lambda tab=tab: app.explorer.query(f"#panel-{tab.name}"))
+            assert app.explorer.panel.display
+            assert app.resume.tab == tab.name
+            await until(pilot, lambda: app.focused in app.explorer.query("#bottom *"))
 
 
 async def test_a_tiny_terminal_says_so_and_recovers(app: MemlocApp) -> None:
