@@ -298,7 +298,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         what = "A sweep" if self.explorer.sweeping.running else "A measurement"
         question = f"{what} is running. Quit and stop it?"
         if self.explorer.unlearning.running:
-            question = "A run is going on. Quit and stop it? Its best step so far is kept as an edit."
+            question = f"A run is going on. Quit and stop it? {self.explorer.unlearning.keeps}"
         if not isinstance(self.screen, Confirm):
             self.push_screen(Confirm(question), lambda yes: self.exit() if yes else None)
 

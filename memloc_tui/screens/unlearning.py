@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 REPAINT_EVERY = 0.25
 SAVE_EVERY = 5.0  # seconds between two writings of a run's best step: a lost terminal loses no more
 SAVED_AS_IT_GOES = 200_000  # changed weights; a larger edit takes too long to write again and again
+TOO_LARGE = "Its edit is too large to be kept before the run's end."
 EMPTY = "Its best step is the one before the first: nothing is saved."
 TAB = "unlearn"
 
@@ -55,12 +56,37 @@ class UnlearnRuns:
         return self._worker is not None
 
     def stop(self) -> bool:
-        """Cancel the run, or else what is being measured; whether there was anything."""
-        if self.running:
-            assert self._worker is not None
-            self._worker.cancel()
-            return True
-        return self.measuring.stop()
+        """Cancel the run, after a question where nothing of it would be kept, or else what is being measured; whether
+        there was anything."""
+        worker = self._worker
+        if worker is None:
+            return self.measuring.stop()
+        if self._too_large:
+            from memloc_tui.screens.confirm import Confirm
+
+            question = f"Stop the run? {self.keeps}"
+            self.explorer.app.push_screen(Confirm(question), lambda yes: worker.cancel() if yes else None)
+        else:
+            worker.cancel()
+        return True
+
+    @property
+    def _going_on(self) -> Run | None:
+        return next((run for run in self.all if run.running), None)
+
+    @property
+    def _too_large(self) -> bool:
+        """Whether a run goes on whose edit comes only with its end."""
+        run = self._going_on
+        return run is not None and bool(run.best) and run.result is not None and not len(run.result.edit)
+
+    @property
+    def keeps(self) -> str:
+        """What is kept of the run that goes on if it is stopped now, as a sentence."""
+        run = self._going_on
+        if self._too_large:
+            return f"{TOO_LARGE} None of its steps is kept."
+        return "Its best step so far is kept as an edit." if run is not None and run.best else EMPTY
 
     def opened(self) -> None:
         """The session knows the model (again): runs of other weights are none of its."""
@@ -133,7 +159,7 @@ class UnlearnRuns:
 
     def pause(self) -> None:
         """Have the run wait, or go on."""
-        run = next((run for run in self.all if run.running), None)
+        run = self._going_on
         if run is None or not self.running:
             self.explorer.memloc.say("No run is going on.")
             return
@@ -280,8 +306,7 @@ class UnlearnRuns:
         state: Any = "done" if cancelled else "failed"
         error = "" if cancelled else why
         if answer is None:
-            large = run.result is not None and run.best and not len(run.result.edit)
-            nothing = "The edit is too large to be kept before the run's end." if large else EMPTY
+            nothing = TOO_LARGE if self._too_large else EMPTY
             self._file.drop()
             self.change(number, state=state, error=error or ("" if run.result is not None else "Cancelled."))
             memloc.say(f"{reason} {nothing} The weights are the original ones.", "warning")

@@ -274,6 +274,41 @@ async def test_esc_in_the_tab_stops_a_run_and_keeps_its_best_step(app: MemlocApp
         assert "unlearn" not in screen_lines(app)[0]
 
 
+async def test_a_run_of_which_nothing_could_be_kept_is_stopped_only_after_a_question(
+    app: MemlocApp, session: RunSession
+) -> None:
+    session.large = True
+    async with app.run_test(size=WIDE) as pilot:
+        await three_steps(pilot, session)
+        for leaves in (["escape"], ["q"]):
+            await pilot.press(*leaves)
+            await until(pilot, lambda: app.screen is not app.explorer)
+            text = " ".join(shown(app, ".dialog").replace("│", "").split())
+            assert "Its edit is too large to be kept before the run's end. None of its steps is kept." in text
+            await pilot.press("n")
+            assert app.explorer.unlearning.running
+        await pilot.press("escape", "y")
+        await until(pilot, lambda: not app.explorer.unlearning.running)
+        assert any("too large to be kept before the run's end" in said for said in notices(app))
+        assert not edits.stored()
+
+
+async def test_quitting_says_what_is_kept_of_a_run(app: MemlocApp, session: RunSession) -> None:
+    session.ticks = asyncio.Queue()
+    async with app.run_test(size=WIDE) as pilot:
+        await form(pilot)
+        await pilot.press("enter")
+        session.ticks.put_nowait(None)
+        await until(pilot, lambda: app.explorer.unlearning.seen().runs)
+        await pilot.press("q")
+        await until(pilot, lambda: "nothing is saved" in shown(app, ".dialog"))
+        await pilot.press("n")
+        session.ticks.put_nowait(None)
+        await until(pilot, lambda: app.explorer.unlearning.seen().runs[0].best == 1)
+        await pilot.press("q")
+        await until(pilot, lambda: "kept as an edit" in " ".join(shown(app, ".dialog").replace("│", "").split()))
+
+
 async def test_what_a_run_writes_as_it_goes_takes_no_edit_of_an_earlier_one_away(
     app: MemlocApp, session: RunSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
