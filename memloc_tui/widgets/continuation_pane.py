@@ -61,18 +61,24 @@ class ContinuationPane(TokenGrid):
             return "3 Continuation · no answer"
         if score is None:
             return "3 Continuation · asking the engine …" if view.asking else "3 Continuation"
-        parts = ["3 Continuation" if score.against == "true" else "3 Continuation · vs own"]
+        # What takes the numbers' worth comes first: the end is cut where there is no room.
+        parts, margin = ["3 Continuation"], f"margin {score.margin:.2g}"
+        if view.asking:
+            parts.append("old, asking …")
+        if score.margin < RISKY_MARGIN:
+            parts.append(f"{margin} !")
+        if score.against != "true":
+            parts.append("vs own")
         if view.edits:
-            parts[0] += " · edited"
+            parts.append("edited")
         if view.ablated:
-            parts[0] += f" · without {head_names(view.ablated)}"
+            parts.append(f"without {head_names(view.ablated)}")
         if view.replacements or view.ablated:
             parts += [change(score.em_before, score.em), f"NLL {score.nll_before:.2f} → {score.nll:.2f}"]
         else:
             parts += [f"EM {score.em} of {len(score.reference)}", f"NLL {score.nll:.2f}"]
-        parts.append(f"margin {score.margin:.2g}" + (" !" if score.margin < RISKY_MARGIN else ""))
-        if view.asking:
-            parts.append("old, asking …")
+        if score.margin >= RISKY_MARGIN:
+            parts.append(margin)
         return " · ".join(parts)
 
     def show_cursor(self) -> None:

@@ -676,6 +676,20 @@ async def test_a_small_margin_warns(app: MemlocApp, session: FakeSession) -> Non
         assert "EM may differ between devices" in shown(app, "#continuation")
 
 
+async def test_what_the_numbers_are_not_worth_is_said_before_them_where_there_is_little_room(
+    app: MemlocApp, session: FakeSession
+) -> None:
+    session.margin = 4e-4
+    async with app.run_test(size=(60, 16)) as pilot:
+        await opened(pilot)
+        app.explorer.select(25)
+        app.explorer.commit(((0, DOG),))
+        await until(pilot, lambda: "margin 0.0004 ! · vs own · EM 50 → " in shown(app, "#continuation"))
+        session.hold[Perturb] = asyncio.Event()
+        app.explorer.commit(((1, DOG),))
+        await until(pilot, lambda: "3 Continuation · old, asking … · margin 0.0004 !" in shown(app, "#continuation"))
+
+
 # ------------------------------------------------------------------------------------------------------------- the list
 
 
