@@ -246,10 +246,11 @@ class TokenGrid(ScrollView, can_focus=True):
         if self._lines:
             top = self.line_of(self.cursor) * self._stride
             height = self.scrollable_content_region.height
+            bottom = top + min(len(self.labels), height)  # where there is not room for all rows, the first ones
             if top < self.scroll_offset.y:
                 self.scroll_to(y=top, animate=False, immediate=True)
-            elif top + len(self.labels) > self.scroll_offset.y + height:
-                self.scroll_to(y=top + len(self.labels) - height, animate=False, immediate=True)
+            elif bottom > self.scroll_offset.y + height:
+                self.scroll_to(y=bottom - height, animate=False, immediate=True)
 
     def action_token(self, step: int) -> None:
         self.move_to(self.cursor + step)

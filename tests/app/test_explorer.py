@@ -964,6 +964,24 @@ async def test_a_tab_opens_by_a_click_onto_its_name(size: tuple[int, int], app: 
             await until(pilot, lambda: app.focused in app.explorer.query("#bottom *"))
 
 
+@pytest.mark.parametrize("size", [NARROW, (60, 16)])
+async def test_where_there_is_little_room_the_tokens_stay_in_sight(size: tuple[int, int], app: MemlocApp) -> None:
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot)
+        await pilot.press("9", "o", "o", "3", "right")
+        whole, p = make_paragraphs().row(app.explorer.current), app.explorer.prefix
+        await until(pilot, lambda: "3 Continuation" in shown(app, "#continuation"))
+        rows = [line[1:].split()[0] for line in shown(app, "#continuation").split("\n")[1:-1]]
+        assert rows == ["true", "model"]
+        await pilot.press("2")
+        for _ in range(P):
+            assert text(whole[p.cursor]) in shown(app, "#prefix").split("\n")[1]
+            await pilot.press("right")
+        for _ in range(P):
+            assert text(whole[p.cursor]) in shown(app, "#prefix").split("\n")[1]
+            await pilot.press("left")
+
+
 async def test_a_tiny_terminal_says_so_and_recovers(app: MemlocApp) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
