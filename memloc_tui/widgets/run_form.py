@@ -11,7 +11,7 @@ from textual import events
 from textual.binding import Binding
 from textual.message import Message
 
-from memloc_tui.glyphs import fit, visible
+from memloc_tui.glyphs import fit, fit_end, visible
 from memloc_tui.runs import DEFAULTS, NUMBERS, Field, Runs, fields, mistake, percentage
 from memloc_tui.widgets.row_list import RowList
 
@@ -69,6 +69,8 @@ class RunForm(RowList):
         wrong = mistake(field_.name, form[field_.name])
         note, look = (wrong, "leave") if wrong else (self._note(field_, form), "faint")
         here = index == self.cursor
+        if here:  # what is typed comes to its end
+            value = fit_end(value, max(1, width - NAME - 4))
         if field_.options:
             shown = f"‹ {value}{'▏' if here and field_.typed else ''} ›"
         else:
@@ -135,19 +137,29 @@ class RunForm(RowList):
     _begun = ""  # the number that is being typed over
 
     def on_key(self, event: events.Key) -> None:
-        """Characters go into a typed field: any into a text, those of a number into a number."""
-        field_ = self.field
-        if field_ is None or not field_.typed or not event.is_printable or not event.character:
-            return
-        if field_.name in NUMBERS and event.character not in "0123456789.e-":
-            return
+        if event.is_printable and event.character and self._type(event.character):
+            event.stop()
+            event.prevent_default()
+
+    def on_paste(self, event: events.Paste) -> None:
         event.stop()
-        event.prevent_default()
+        self._type((event.text.splitlines() or [""])[0])
+
+    def _type(self, text: str) -> bool:
+        """Characters go into a typed field: any into a text, those of a number into a number. Whether they did."""
+        field_ = self.field
+        if field_ is None or not field_.typed:
+            return False
+        if field_.name in NUMBERS:
+            text = text.strip() if set(text.strip()) <= set("0123456789.e-") else ""
+        if not text:
+            return False
         old = self.runs.form[field_.name]
         if field_.name in NUMBERS and self._begun != field_.name:
             old = ""  # the first digit begins a new number
         self._begun = field_.name
-        self._change(field_, (old + event.character)[:400])
+        self._change(field_, (old + text)[:400])
+        return True
 
     def move_to(self, index: int) -> None:
         self._begun = ""

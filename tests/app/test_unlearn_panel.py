@@ -14,6 +14,7 @@ import pytest
 from fake import C, P, base_em
 from fake_runs import K, RunSession, make_result
 from helpers import app_of, notices, opened, screen_lines, shown, until as until_
+from textual import events
 from textual.pilot import Pilot
 
 from memloc_core.errors import EngineDied, MemlocError
@@ -220,6 +221,25 @@ async def test_an_edit_can_teach_typed_text_which_the_model_goes_on_with(app: Me
         await done(pilot)
     ((run, _),) = asked(session, Unlearn)
     assert run.alternatives == ((*session._paragraphs.row(row)[:P], 7, 9, *range(C - 2)),)
+
+
+async def test_what_is_pasted_into_the_form_is_typed_there_and_the_end_of_it_is_shown(app: MemlocApp) -> None:
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        app.resume.unlearn |= {"objective": "edit", "instead": "typed"}
+        await pilot.press("x")
+        await until(pilot, lambda: app.explorer.query("#panel-unlearn RunForm"))
+        rows = app.explorer.query_one(RunForm)
+        for name, pasted in (("rate", " 1e-2\n5"), ("text", " ".join(f"w{i}" for i in range(60)))):
+            await until(pilot, lambda name=name: name in [f.name for f in rows.fields])
+            rows.move_to([f.name for f in rows.fields].index(name))
+            app.post_message(events.Paste(pasted).set_sender(app))
+            await pilot.pause()
+        await pilot.press(*" w7")
+        await until(pilot, lambda: "w57 w58 w59 w7▏" in tab(app))
+        form_ = filled(app.resume.unlearn)
+        assert form_["text"] == " ".join(f"w{i}" for i in range(60)) + " w7"
+        assert form_["rate"] == "1e-2"
 
 
 def test_typed_text_is_spelled_in_the_longest_tokens_there_are() -> None:
