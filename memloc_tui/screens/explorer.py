@@ -194,7 +194,7 @@ class Explorer(NotSelecting, Screen[None]):
         identity = session.model.identity if session.model is not None else ""
         if session.model is not None:
             model = session.model
-            self.top.show_model(visible(f"{model.name} · {model.device} · {model.dtype}"))
+            self.top.show_model(visible(model.name), visible(f" · {model.device} · {model.dtype}"))
             if part == "model":
                 self.unlearning.opened()
                 self.editing.opened()

@@ -10,6 +10,8 @@ from textual.content import Content
 from textual.style import Style
 from textual.widgets import Static
 
+from memloc_tui.glyphs import fit
+
 Job = Literal["sweep", "claims", "answers"]  # whose: the first that runs is shown
 JOBS: tuple[Job, ...] = ("sweep", "claims", "answers")
 
@@ -28,7 +30,7 @@ class TopLine(OneLine):
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
-        self.model, self.engine, self.run, self.edits, self.edits_short = "", "opening", "", "", ""
+        self.model, self.about, self.engine, self.run, self.edits, self.edits_short = "", "", "opening", "", "", ""
         self.is_edited = False
         self._jobs: dict[Job, str] = {}
         self._started: dict[Job, float] = {}
@@ -36,8 +38,9 @@ class TopLine(OneLine):
     def on_resize(self) -> None:
         self.refresh()
 
-    def show_model(self, text: str) -> None:
-        self.model = text
+    def show_model(self, name: str, about: str) -> None:
+        """The name is cut where there is no room for it."""
+        self.model, self.about = name, about
         self.refresh()
 
     def show_engine(self, text: str) -> None:
@@ -74,11 +77,21 @@ class TopLine(OneLine):
             self._jobs[of] = f"{name}{share}{left} [esc]"
         self.refresh()
 
+    def _left(self, room: int) -> str:
+        """Program and model in so many cells, as far as that goes."""
+        left = f"memloc  {self.model}{self.about}" if self.model else "memloc"
+        if cell_len(left) <= room:
+            return left
+        name, about = room - 8 - cell_len(self.about), self.about
+        if name < 4:  # too little of it to know it by
+            name, about = room - 8, ""
+        return f"memloc  {fit(self.model, name)}{about}" if self.model and name > 0 else "memloc"
+
     def render(self) -> Content:
         # In the first frame already: nothing has to be told first.
-        left = f"memloc  {self.model}" if self.model else "memloc"
         right = self.job or self.run or self.engine
         room = self.content_size.width
+        left = self._left(room - cell_len(right) - cell_len(self.edits_short) - 2)
         middle = self.edits or "edits: none"
         gap = room - cell_len(left) - cell_len(right)
         if gap < cell_len(middle) + 6:

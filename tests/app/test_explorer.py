@@ -929,6 +929,24 @@ async def test_rarity_ranks_what_stands_in_the_prefix(app: MemlocApp) -> None:
 # ------------------------------------------------------------------------------------------------------ sizes and state
 
 
+@pytest.mark.parametrize("size", [NARROW, WIDE, (60, 16)])
+async def test_a_long_model_name_leaves_room_for_the_job_and_for_what_is_edited(
+    size: tuple[int, int], app: MemlocApp, session: FakeSession
+) -> None:
+    make, name = session.make_model, "somebody/" + "model-with-a-long-name-" * 6
+    session.make_model = lambda *more: replace(make(*more), name=name)  # type: ignore[method-assign]
+    async with app.run_test(size=size) as pilot:
+        await opened(pilot)
+        app.explorer.top.show_edits("edits: one, another and a third one on (E original)", "edited (E)", edited=True)
+        app.explorer.top.show_job("sweep", "sweep", 20, 50)
+        await until(pilot, lambda: "sweep" in shown(app, "#top"))
+        line = shown(app, "#top")
+        assert line.rstrip().endswith("sweep 40% [esc]")
+        assert " edit" in line
+        assert " memloc  somebo" in line
+        assert "… · cpu · fp32 " in line or size[0] == 60
+
+
 async def test_narrow_terminals_have_a_strip_and_a_drawer(app: MemlocApp) -> None:
     async with app.run_test(size=NARROW) as pilot:
         await opened(pilot)
