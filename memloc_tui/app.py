@@ -172,7 +172,9 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
                 self.engine_died(error)
             else:
                 self.explorer.top.show_engine(ENGINE["refused"])
-                self.say(f"{error} What was found earlier stays here: r tries again.", severity="error")
+                self.say(
+                    f"{str(error).rstrip('.')}. What was found earlier stays here: r tries again.", severity="error"
+                )
 
     def _new_session(self) -> Session:
         if self._given is not None:
@@ -191,7 +193,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
     @property
     def no_model(self) -> str:
         """What to say where something needs the model, and there is none."""
-        return f"{self.refusal} r tries again." if self.refusal else "The model is still opening."
+        return f"{self.refusal.rstrip('.')}. r tries again." if self.refusal else "The model is still opening."
 
     def _configure(self) -> None:
         """The person's keys, and what is wrong with their configuration."""

@@ -84,8 +84,9 @@ class EngineClient:
             if self._process is not None and self._process.returncode is None:
                 if not (anew and self._refused()):
                     return
-                self._process.kill()
-                await self._process.wait()
+                refused, self._process = self._process, None  # none, so that its end is not said to be the engine's
+                refused.kill()
+                await refused.wait()
             self._set_state("starting")
             # -P: a torch.py or queue.py in the person's folder is not what the engine wants to import.
             command = (sys.executable, "-P", "-m", "memloc_core.worker", str(os.getpid()))
