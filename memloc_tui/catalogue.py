@@ -199,6 +199,14 @@ class Catalogue:
         counts = self.paragraphs.counts
         return int(counts[token]) if 0 <= token < len(counts) else 0
 
+    def rows_called(self, ids: set[str]) -> dict[str, int]:
+        """The row of each of these ids that is in the set; the first one, of copies."""
+        rows: dict[str, int] = {}
+        for row, id_ in enumerate(self.paragraphs.ids):
+            if id_ in ids:
+                rows.setdefault(id_, row)
+        return rows
+
     def rows_of(self, paragraphs: Sequence[Tokens]) -> tuple[int, ...]:
         """The rows of these paragraphs, as far as they are in the set."""
         import numpy as np

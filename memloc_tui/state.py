@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
+MOST = 1_000_000  # bytes that are read of a file; a larger one is written without what was done longest ago
+TRIED = 20  # trials of each paragraph
+Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclass
@@ -24,7 +27,10 @@ class Resume:
     reverse: bool = False
     filter: str = ""
     reference: str = "auto"
-    replacements: list[list[int]] = field(default_factory=list)
+    # By the paragraph's id, what was changed last at the end: what stands in its prefix, and what was tried there,
+    # newest first, each as what it was matched against, its replacements, and the heads that were ablated.
+    replacements: dict[str, list[list[int]]] = field(default_factory=dict)
+    tried: dict[str, list[list[Any]]] = field(default_factory=dict)
     strategy: str = "random"
     draws: int = 1
     seed: int = 0
@@ -37,6 +43,18 @@ class Resume:
     edits: list[list[str]] = field(default_factory=list)  # fingerprint, file, name, "on" or "off"
     edited: bool = False  # whether the edited weights were shown
     marked: list[str] = field(default_factory=list)  # ids of paragraphs
+
+    def replace(self, paragraph: str, replacements: Pairs) -> None:
+        """These stand in a paragraph's prefix now."""
+        self.replacements.pop(paragraph, None)
+        if replacements:
+            self.replacements[paragraph] = [list(pair) for pair in replacements]
+
+    def keep_trial(self, paragraph: str, against: str, replacements: Pairs, ablated: Pairs) -> None:
+        """A paragraph's newest trial; one that is there already stays where it is."""
+        trial = [against, [list(pair) for pair in replacements], [list(pair) for pair in ablated]]
+        before = self.tried.pop(paragraph, [])
+        self.tried[paragraph] = before if trial in before else [trial, *before][:TRIED]
 
 
 def state_dir() -> Path:
@@ -62,7 +80,7 @@ def load(model: str, paragraphs: str) -> tuple[Resume, str]:
     path = state_file(model, paragraphs)
     try:
         with path.open("rb") as file:
-            return _resume(json.loads(file.read(1_000_000))), ""
+            return _resume(json.loads(file.read(MOST))), ""
     except FileNotFoundError:
         return Resume(), ""
     except OSError as error:
@@ -84,7 +102,10 @@ def save(model: str, paragraphs: str, resume: Resume) -> None:
 
     path = state_file(model, paragraphs)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    text = json.dumps({"version": VERSION, "model": model, "paragraphs": paragraphs, **asdict(resume)})
+    said = {"version": VERSION, "model": model, "paragraphs": paragraphs, **vars(resume)}
+    while len(text := json.dumps(said)) > MOST and (done := resume.tried or resume.replacements):
+        for paragraph in list(done)[: 1 + len(done) // 8]:
+            del done[paragraph]
     write_whole(path, text)
 
 
@@ -92,13 +113,23 @@ def _resume(saved: dict[str, Any]) -> Resume:
     """Raises ValueError, TypeError or KeyError for anything that this version did not write."""
     if saved["version"] != VERSION:
         raise ValueError("another version")
+    if type(before := saved.get("replacements")) is list:  # once only those of the paragraph on screen were kept
+        saved["replacements"] = {saved["paragraph"]: before} if before else {}
     resume = Resume(**{k: v for k, v in saved.items() if k not in ("version", "model", "paragraphs")})
     for name, value in asdict(Resume()).items():
         if type(getattr(resume, name)) is not type(value):
             raise TypeError(name)
-    for pair in (*resume.replacements, *resume.ablated, resume.head):
-        if len(pair) != 2 or not all(type(x) is int for x in pair):
-            raise TypeError("pairs")
+    for pairs in (*resume.replacements.values(), resume.ablated, [resume.head]):
+        _check_pairs(pairs)
+    for paragraph, trials in resume.tried.items():
+        if type(trials) is not list:
+            raise TypeError("trials")
+        for against, replaced, ablated in trials:
+            if against not in ("true", "own"):
+                raise TypeError("trials")
+            _check_pairs(replaced)
+            _check_pairs(ablated)
+        resume.tried[paragraph] = trials[:TRIED]
     if not all(type(x) is str for pair in (*resume.switches.items(), *resume.unlearn.items()) for x in pair):
         raise TypeError("switches")
     if not all(len(edit) == 4 for edit in resume.edits):
@@ -108,3 +139,11 @@ def _resume(saved: dict[str, Any]) -> Resume:
     if not all(type(x) is int for x in resume.given) or resume.draws < 1 or resume.draws > 99:
         raise TypeError("sweep options")
     return resume
+
+
+def _check_pairs(found: object) -> None:
+    """Raises TypeError for anything but a list of pairs of numbers."""
+    if type(found) is not list or not all(type(pair) is list and len(pair) == 2 for pair in found):
+        raise TypeError("pairs")
+    if not all(type(x) is int for pair in found for x in pair):
+        raise TypeError("numbers")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memloc_core.errors import Cancelled, EngineDied, MemlocError
-from memloc_core.requests import Answer, Continue, Perturb, Request
+from memloc_core.requests import Ablated, Answer, Continue, Perturb, Request
 from memloc_tui.catalogue import CHUNK
 from memloc_tui.glyphs import visible
 from memloc_tui.screens.study import Question, Study
@@ -44,6 +44,7 @@ class Asking:
         if not study.identity:
             self.explorer.draw()
             return
+        self._recall()
         score = self._known_score(question)
         if score is not None:
             own = self._known_own(question, score)
@@ -57,6 +58,20 @@ class Asking:
             # A new paragraph's text comes before its numbers; a new token before its effect, beside the old numbers.
             self.explorer.draw(all_panes=study.score is None)
         self.explorer.run_worker(partial(self._answer, question), group="answer", exclusive=True, exit_on_error=False)
+
+    def _recall(self) -> None:
+        """The paragraph's trials of earlier sittings, as far as the cache knows their answers under these weights."""
+        study, session = self.study, self.explorer.memloc.session
+        if study.here.recalled or session is None:
+            return
+        study.here.recalled = True
+        p = study.catalogue.paragraphs
+        for against, replaced, ablated in reversed(study.resume.tried.get(study.id, [])):
+            replacements, heads = (tuple((a, b) for a, b in pairs) for pairs in (replaced, ablated))
+            if all(study.fits(*pair) for pair in replacements):
+                request: Request = Perturb(p.row(study.current), replacements, p.prefix_length, against)
+                if answer := session.peek(Ablated(request, heads) if heads else request):
+                    study.record(Trial(replacements, score_of(answer, cached=True)))
 
     def _still_asking(self, question: Question) -> None:
         study = self.explorer.study
@@ -160,6 +175,7 @@ class Asking:
             self.explorer.choosing.learned(dict(question.replacements), score.em)
         elif question.replacements:
             study.record(Trial(question.replacements, score))
+            self.explorer.memloc.save_soon()
         self.explorer.draw()
 
     def answers(self) -> list[Any]:

@@ -231,21 +231,22 @@ class Explorer(NotSelecting, Screen[None]):
             resume.reference = "auto"
         before = self.study
         self.study, self.listing = Study(resume, catalogue, identity), Listing(self)
-        ids = catalogue.paragraphs.ids
-        row = ids.index(resume.paragraph) if resume.paragraph in ids else -1
+        rows = catalogue.rows_called({resume.paragraph, *resume.replacements})
+        row = rows.get(resume.paragraph, -1)
         if before is not None and before.current >= 0 and before.catalogue.paragraphs is catalogue.paragraphs:
             for other, work in before.work.items():
                 self.study.work_on(other).replacements = work.replacements
             row = before.current
-        elif row >= 0:
-            p, vocabulary = catalogue.paragraphs.prefix_length, len(catalogue.pieces)
-            kept = [(i, t) for i, t in resume.replacements if 0 <= i < p and 0 <= t < vocabulary]
-            self.study.work_on(row).replacements = tuple(sorted(dict(kept).items()))
+        else:
+            for id_, pairs in resume.replacements.items():
+                kept = {i: t for i, t in pairs if self.study.fits(i, t)}
+                if kept and id_ in rows:
+                    self.study.work_on(rows[id_]).replacements = tuple(sorted(kept.items()))
         catalogue.perturbed.update(other for other, work in self.study.work.items() if work.replacements)
         self.choosing.reset()
         self.name_tabs()
         self.show_tab()
-        self.list.empty = "No paragraph passes the filter." if ids else "The paragraph set is empty."
+        self.list.empty = "No paragraph passes the filter." if len(catalogue) else "The paragraph set is empty."
         self.listing.filter(then=row)
 
     def fail(self, message: str) -> None:
@@ -279,9 +280,7 @@ class Explorer(NotSelecting, Screen[None]):
     def _remember(self) -> None:
         study = self.study
         assert study is not None
-        resume = self.memloc.resume
-        resume.paragraph = study.catalogue.paragraphs.ids[study.current]
-        resume.replacements = [list(pair) for pair in study.here.replacements]
+        self.memloc.resume.paragraph = study.id
         self.memloc.save_soon()
 
     def draw(self, all_panes: bool = True) -> None:
@@ -308,6 +307,7 @@ class Explorer(NotSelecting, Screen[None]):
         study = self.study
         assert study is not None
         study.here.replacements = replacements
+        study.resume.replace(study.id, replacements)
         (study.catalogue.perturbed.add if replacements else study.catalogue.perturbed.discard)(study.current)
         self.list.repaint_paragraphs(range(study.current, study.current + 1))
         self.listing.changed("perturbed")

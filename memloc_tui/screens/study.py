@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Work:
-    """What the person did with one paragraph in this sitting."""
+    """What the person did with one paragraph."""
 
     replacements: Replacements = ()
     undo: list[Replacements] = field(default_factory=list)
     trials: tuple[Trial, ...] = ()
     sweep: SweepView | None = None
+    recalled: bool = False  # whether the trials of earlier sittings were looked for
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class Study:
     @property
     def here(self) -> Work:
         return self.work_on(self.current)
+
+    @property
+    def id(self) -> str:
+        """Of the paragraph on screen."""
+        return self.catalogue.paragraphs.ids[self.current]
+
+    def fits(self, position: int, token: int) -> bool:
+        """Whether this can be a replacement at all: a saved one may be from another prefix length."""
+        return 0 <= position < self.catalogue.paragraphs.prefix_length and 0 <= token < len(self.catalogue.pieces)
 
     @property
     def replacements(self) -> Replacements:
@@ -105,6 +115,7 @@ class Study:
         key = (trial.replacements, trial.score.against, trial.score.ablated)
         if all((t.replacements, t.score.against, t.score.ablated) != key for t in here.trials):
             here.trials = (trial, *here.trials)
+            self.resume.keep_trial(self.id, trial.score.against, trial.replacements, trial.score.ablated)
 
     def view(self) -> View:
         """Everything known about the paragraph on screen."""

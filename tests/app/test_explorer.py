@@ -1040,6 +1040,40 @@ async def test_the_next_sitting_goes_on_where_this_one_stopped(session: FakeSess
         await until(pilot, lambda: f"EM 50 → {50 - effect(2, DOG)}" in shown(app, "#continuation"))
 
 
+async def test_replacements_and_trials_of_every_paragraph_are_there_in_the_next_sitting(session: FakeSession) -> None:
+    def make() -> MemlocApp:
+        return MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
+
+    def tried(app: MemlocApp) -> list[object]:
+        return [trial.replacements for trial in app.explorer.study.here.trials]
+
+    async with (app := make()).run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        for row in (4, 8, 21):
+            app.explorer.select(row)
+            for replacements in (((1, DOG),), ((2, DOG), (7, 3))):
+                app.explorer.commit(replacements)
+                await until(pilot, lambda expected=replacements: tried(app)[:1] == [expected])
+        app.explorer.select(8)
+        app.explorer.action_clear()
+        app.explorer.select(5)
+    asked = len(session.asked)
+    async with (app := make()).run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        starred = [line for line in shown(app, "#paragraphs").split("\n") if "*" in line]
+        assert sorted(line.strip("▸ ")[:3] for line in starred) == ["004", "021"]
+        app.explorer.listing.typed("is:perturbed")
+        await until(pilot, lambda: sorted(app.explorer.list.order) == [4, 21])
+        for row, stands in ((4, ((2, DOG), (7, 3))), (21, ((2, DOG), (7, 3))), (8, ())):
+            app.explorer.select(row)
+            assert app.explorer.study.replacements == stands
+            assert tried(app) == [((2, DOG), (7, 3)), ((1, DOG),)]
+            score = app.explorer.study.here.trials[0].score
+            reference = "own" if row == 21 else "true"
+            assert (score.em, score.against) == (em_after(row, ((2, DOG), (7, 3)), reference), reference)
+    assert len(session.asked) == asked  # every answer was known
+
+
 async def test_what_a_replacement_tells_of_its_row_does_not_stand_for_the_chunk_that_begins_there() -> None:
     def make(session: FakeSession) -> MemlocApp:
         return MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]

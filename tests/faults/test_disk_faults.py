@@ -118,7 +118,9 @@ def test_in_folders_that_are_read_only(tmp_path: Path) -> None:
 def test_random_damage_to_the_place_where_one_was(seen: Any, no_code: Any) -> None:
     """It is read as it was written, or set aside with a notice: never an exception, never a value of another kind."""
     rng, n = random.Random(6), rounds(500, 10_000)
-    whole = Resume("abc", replacements=[[3, 9]], given=[1], switches={"a": "b"}, edits=[["f", "file", "n", "on"]])
+    whole = Resume(
+        "abc", replacements={"abc": [[3, 9]]}, given=[1], switches={"a": "b"}, edits=[["f", "file", "n", "on"]]
+    )
     state.save("m", "p", whole)
     path = state.state_file("m", "p")
     good = path.read_bytes()
@@ -170,6 +172,9 @@ async def test_the_explorer_opens_wherever_a_damaged_file_says_it_was(seen: Any)
             return rng.choice(texts)
         return rng.choice(numbers)
 
+    def pairs() -> list[list[int]]:
+        return [[rng.choice(numbers), rng.choice(numbers)] for _ in range(rng.randint(0, 3))]
+
     for _ in range(n):
         resume = Resume(paragraph="003abc")
         for f in dataclasses.fields(Resume):
@@ -178,8 +183,12 @@ async def test_the_explorer_opens_wherever_a_damaged_file_says_it_was(seen: Any)
             value = getattr(resume, f.name)
             if f.name == "draws":
                 value = rng.randint(1, 99)
-            elif f.name in ("replacements", "ablated"):
-                value = [[rng.choice(numbers), rng.choice(numbers)] for _ in range(rng.randint(0, 3))]
+            elif f.name == "ablated":
+                value = pairs()
+            elif f.name == "replacements":
+                value = {rng.choice((*texts, "003abc")): pairs() for _ in range(3)}
+            elif f.name == "tried":
+                value = {"003abc": [[rng.choice(("true", "own")), pairs(), pairs()] for _ in range(3)]}
             elif f.name == "head":
                 value = [rng.choice(numbers), rng.choice(numbers)]
             elif f.name == "edits":

@@ -135,7 +135,7 @@ def test_the_explorer_goes_and_nothing_is_lost(
         draws=99,
         unlearn=RUN,
         edits=[[active.fingerprint, active.file, active.name, "on"]],
-        replacements=[[3, 17]] if doing in ("idle", "choosing") else [],
+        replacements={demo_paragraphs.ids[ROW]: [[3, 17]]} if doing in ("idle", "choosing") else {},
     )
     state.save("demo", "demo", resume)
     with Terminal(COMMAND) as terminal:
