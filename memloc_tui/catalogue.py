@@ -159,6 +159,10 @@ class Catalogue:
         """The result that holds this row's scores, and where in it."""
         return self._answers.get(row)
 
+    def known_of(self, rows: Sequence[int] | slice) -> int:
+        """How many of these rows have their exact match."""
+        return int((self.em[rows] >= 0).sum())
+
     def stratum_of(self, em: int) -> Stratum:
         """memorized: all of the continuation; non-memorized: up to a fifth (EM 10 of 50); between them: partly."""
         if em < 0:

@@ -47,7 +47,7 @@ class Samples:
     @property
     def known(self) -> int:
         """How many of the `size` rows that samples are drawn from have their exact match."""
-        return int((self.catalogue.em[: self.size] >= 0).sum())
+        return self.catalogue.known_of(slice(self.size))
 
     @property
     def ready(self) -> bool:

@@ -87,8 +87,8 @@ def plan(
     """The run that changes what the model makes of `rows`.
 
     `alternatives`, for the objective "edit": one whole paragraph for each row, which begins with the row's own prefix.
-    Every exact match that the groups are drawn from must be known. Raises UsageError, in a sentence that says what
-    lacks, where there is nothing to change or nothing to keep.
+    Every exact match that the groups are drawn from must be known (`waits`). Raises UsageError, in a sentence that says
+    what lacks, where there is nothing to change or nothing to keep.
     """
     options = options or UnlearnOptions()
     groups = split(catalogue, rows, options)
@@ -151,6 +151,8 @@ def split(catalogue: Catalogue, rows: Sequence[int], options: UnlearnOptions) ->
     rows are chosen.
     """
     _check_rows(catalogue, rows)
+    if why := waits(catalogue, rows):
+        raise UsageError(why)
     drawn = _drawn(catalogue, rows)
     cluster = _clusters(catalogue, drawn)
     stratum = {row: catalogue.stratum_of(int(catalogue.em[row])) for row in drawn}
@@ -190,6 +192,7 @@ def sibling_nll(catalogue: Catalogue, rows: Sequence[int]) -> tuple[float, ...]:
     """
     paragraphs = catalogue.paragraphs
     free = (paragraphs.repetitions == 0) & (paragraphs.family >= 0) & (catalogue.em >= 0)
+    free[DRAWN_FROM:] = False  # how many of the others are known hangs on who asks, and when
     free &= catalogue.em <= NON_MEMORIZED_UP_TO * catalogue.length
     means = []
     for row in rows:
@@ -373,13 +376,18 @@ def _relatives(
     return near + copies, siblings
 
 
+def waits(catalogue: Catalogue, rows: Sequence[int]) -> str:
+    """Why no groups can be drawn yet, in a sentence; "" where every exact match that this takes is known."""
+    drawn = _drawn(catalogue, rows)
+    known = catalogue.known_of(drawn)
+    if known == len(drawn):
+        return ""
+    return f"A run waits for the exact matches of the list: {known:,} of {len(drawn):,} are known."
+
+
 def _drawn(catalogue: Catalogue, rows: Sequence[int]) -> list[int]:
-    """The rows that groups are drawn from. Raises UsageError where an exact match is not known yet."""
-    drawn = sorted({*range(min(DRAWN_FROM, len(catalogue))), *rows})
-    known = int((catalogue.em[drawn] >= 0).sum())
-    if known < len(drawn):
-        raise UsageError(f"A run waits for the exact matches of the list: {known:,} of {len(drawn):,} are known.")
-    return drawn
+    """The rows that groups are drawn from."""
+    return sorted({*range(min(DRAWN_FROM, len(catalogue))), *rows})
 
 
 _known_clusters: WeakKeyDictionary[Catalogue, dict[tuple[int, ...], dict[int, int]]] = WeakKeyDictionary()

@@ -488,6 +488,7 @@ class Explorer(NotSelecting, Screen[None]):
             self.listing.scan()
             self.locating.inquiry.again()
             self.finds.again()
+            self.unlearning.again()
             self.study.answered = None
             self.asking.ask()
 

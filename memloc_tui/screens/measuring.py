@@ -56,15 +56,15 @@ class Measuring:
     async def _question(self, number: int) -> MeasureRemains:
         """The same question as when the run was new: it hangs on the exact matches under the weights below it."""
         from memloc_tui.runs import options_of
-        from memloc_tui.unlearning import remains
+        from memloc_tui.unlearning import remains, waits
 
         run = self.runs.all[number]
         if run.question is not None:
             return run.question
         study = self.explorer.editing.known(run.below)
-        if study is None or study.catalogue.known < len(study.catalogue):
+        rows = await asyncio.to_thread(study.catalogue.rows_of, run.request.targets) if study is not None else ()
+        if study is None or waits(study.catalogue, rows):
             raise UsageError("This takes the exact matches under the weights that the run began with: E shows them.")
-        rows = await asyncio.to_thread(study.catalogue.rows_of, run.request.targets)
         if len(rows) < len(run.request.targets):
             raise UsageError("Its paragraphs are not in this set.")
         question = await asyncio.to_thread(remains, study.catalogue, rows, options_of(run.request))

@@ -69,18 +69,25 @@ class Planning:
 
     def keep_estimate(self, study: Study, form: dict[str, str]) -> None:
         """Ask for time and memory of what the form says, once it has not changed for a moment."""
+        from memloc_tui.unlearning import waits
+
         rows = self._rows(form)
         replaced = tuple(self._replacements(study, row) for row in rows) if form["objective"] == "edit" else ()
-        ready = study.catalogue.known == len(study.catalogue)
+        lacks = waits(study.catalogue, rows)
         running = self.explorer.unlearning.running
-        key = (rows, tuple(form.items()), self.explorer.editing.on, replaced, ready, running, study.identity)
+        key = (rows, tuple(form.items()), self.explorer.editing.on, replaced, lacks, running, study.identity)
         if key == self._asked:
             return
         self._asked, self.estimate, self.alternative, self.wrong = key, None, "", False
-        self.lacks = "a run is going on: one at a time" if running else "estimating time and memory …"
+        self.lacks = "a run is going on: one at a time" if running else lacks or "estimating time and memory …"
         self.explorer.workers.cancel_group(self.explorer, "estimate")
-        if not running and study.identity:
+        if not running and not lacks and study.identity:
             self.explorer.set_timer(ESTIMATE_AFTER, partial(self._estimate_now, key, form))
+
+    def again(self) -> None:
+        """Ask once more for an estimate that failed."""
+        if self.estimate is None:
+            self._asked = None
 
     def _estimate_now(self, key: object, form: dict[str, str]) -> None:
         if key == self._asked and self.explorer.is_attached:
@@ -95,7 +102,7 @@ class Planning:
         except Cancelled:
             return
         except EngineDied:
-            found, lacks, wrong = None, "The engine ended while it estimated; a change asks again.", False
+            found, lacks, wrong = None, "The engine ended while it estimated; r asks again.", False
         except MemlocError as error:
             found, lacks, wrong = None, visible(str(error)), True
         if key == self._asked:

@@ -35,7 +35,7 @@ class Telling:
 
     def start(self, catalogue: Catalogue) -> None:
         """Begin, unless it runs or is done. It waits for the exact matches, which it learns from."""
-        if catalogue.known < len(catalogue):
+        if catalogue.known_of(slice(MOST)) < min(MOST, len(catalogue)):
             self.says = "waits for the EMs"
         elif not self.running and not self._stopped and not (catalogue.told >= 0).any():
             self.says = "asking …"

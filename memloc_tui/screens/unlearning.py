@@ -94,6 +94,11 @@ class UnlearnRuns:
         if self._base != model.fingerprint:
             self._base, self.all, self._reading, self._read = model.fingerprint, [], False, False
 
+    def again(self) -> None:
+        """Ask for what failed, and read the store: edits may have been made in another terminal."""
+        self.planning.again()
+        self._reading = False
+
     # ------------------------------------------------------------------------------------------------- what is shown
 
     def seen(self) -> Runs:
@@ -106,7 +111,7 @@ class UnlearnRuns:
         if resume.tab == TAB:
             if not self._reading:
                 self._reading = True
-                self.explorer.run_worker(self._read_stored(), group="stored", exit_on_error=False)
+                self.explorer.run_worker(self._read_stored(), group="stored", exclusive=True, exit_on_error=False)
             plan.keep_estimate(study, form)
         on = {edit.fingerprint: edit.on for edit in self.explorer.editing.stack}
         for run in self.all:
@@ -356,17 +361,17 @@ class UnlearnRuns:
         session, study = self.explorer.memloc.session, self.explorer.study
         assert study is not None
         found = await asyncio.to_thread(edit_store.runs_of, session.model.fingerprint)
-        known = {run.fingerprint for run in self.all}
         ids = study.catalogue.paragraphs.ids
         for path, answer, problem in found:
             if answer is None:
                 said = visible(problem.replace(str(path), path.name))
-                self._add(request=Unlearn((), ()), stored=True, state="failed", error=said)
+                if all(run.error != said for run in self.all):
+                    self._add(request=Unlearn((), ()), stored=True, state="failed", error=said)
                 continue
             result, request = answer.result, bare_run(answer.request)
             fingerprint = result.edit.fingerprint
-            if fingerprint not in known:
-                rows = await asyncio.to_thread(study.catalogue.rows_of, request.targets)
+            rows = await asyncio.to_thread(study.catalogue.rows_of, request.targets)
+            if path != self._file.path and all(run.fingerprint != fingerprint for run in self.all):
                 self._add(
                     request=request, result=result, stored=True, file=str(path), fingerprint=fingerprint,
                     name=fingerprint[: edit_store.SHORT], below=result.edit.on_top_of,

@@ -11,7 +11,7 @@ from fake import FakeSession, P, base_em
 from helpers import app_of, notices, opened, shown, until
 
 from memloc_core.errors import Cancelled, MemlocError
-from memloc_core.requests import PrefixSignals, Request, Signals
+from memloc_core.requests import ExactMatch, PrefixSignals, Request, Signals
 from memloc_tui.app import MemlocApp
 from memloc_tui.catalogue import SORTS
 from memloc_tui.settings import Settings
@@ -66,6 +66,25 @@ async def test_the_order_asks_for_signals_and_shows_probabilities() -> None:
         await sort_by(pilot, "genre")
         await pilot.pause()
         assert f"{told[first]:.2f} " not in shown(app_of(pilot), "#paragraphs")
+
+
+async def test_it_waits_for_the_exact_matches_that_it_learns_from_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("memloc_tui.screens.telling.MOST", 64)
+
+    class FirstRows(Telling):
+        async def compute(self, request: Request, edits: tuple[str, ...], on_progress: Any) -> Any:
+            if isinstance(request, ExactMatch) and self.rows[request.paragraphs[0]]:
+                await asyncio.Event().wait()
+            return await super().compute(request, edits, on_progress)
+
+    async with app_for(FirstRows(120, spread(120))).run_test(size=(120, 36)) as pilot:
+        explorer = app_of(pilot).explorer
+        await until(pilot, lambda: explorer.study and explorer.study.catalogue.known == 64)
+        await sort_by(pilot, "told")
+        await until(pilot, lambda: (explorer.study.catalogue.told[:64] >= 0).all())
+        assert explorer.study.catalogue.known == 64
 
 
 async def test_passing_by_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

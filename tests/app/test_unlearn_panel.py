@@ -249,6 +249,61 @@ def test_typed_text_is_spelled_in_the_longest_tokens_there_are() -> None:
         spelled("abz", pieces)
 
 
+class FirstRows(RunSession):
+    """The exact matches of the first chunk come when `first` is set; those of the others never do."""
+
+    def __init__(self) -> None:
+        super().__init__(n=200)
+        self.first = asyncio.Event()
+
+    async def compute(self, request: Any, edits: tuple[str, ...], on_progress: Any) -> Any:
+        if isinstance(request, ExactMatch):
+            if self.rows[request.paragraphs[0]]:
+                await asyncio.Event().wait()
+            await self.first.wait()
+        return await super().compute(request, edits, on_progress)
+
+
+async def test_a_run_waits_for_no_more_exact_matches_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memloc_tui.unlearning.DRAWN_FROM", 64)
+    session = FirstRows()
+    async with unlearn_app(session).run_test(size=WIDE) as pilot:
+        app = app_of(pilot)
+        await until(pilot, lambda: app.explorer.current >= 0)
+        await pilot.press("x")
+        await until(pilot, lambda: "A run waits for the exact matches of the list: 0 of 64 are known." in tab(app))
+        session.first.set()
+        await until(pilot, lambda: "weights ·" in tab(app))
+        assert app.explorer.study.catalogue.known == 64
+        await pilot.press("enter")
+        await done(pilot)
+    assert len(asked(session, Unlearn)) == 1
+    second = FirstRows()
+    second.first.set()
+    async with unlearn_app(second).run_test(size=WIDE) as pilot:  # what it left is asked no later
+        app = app_of(pilot)
+        await until(pilot, lambda: app.explorer.study and app.explorer.study.catalogue.known == 64)
+        await pilot.press("9")
+        await until(pilot, lambda: app.explorer.unlearning.seen().runs)
+        app.explorer.set_focus(app.explorer.query_one(RunList))
+        await pilot.press("down", "i")
+        await until(pilot, lambda: app.explorer.unlearning.seen().runs[0].after is not None)
+    assert {request for request, _ in asked(second, MeasureRemains)} == {
+        request for request, _ in asked(session, MeasureRemains)
+    }
+
+
+async def test_an_estimate_that_died_with_the_engine_is_asked_again_by_r(app: MemlocApp, session: RunSession) -> None:
+    session.fail[EstimateRun] = EngineDied("The engine ended.")
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("x")
+        await until(pilot, lambda: "The engine ended while it estimated; r asks again." in tab(app))
+        session.fail.clear()
+        await pilot.press("r")
+        await until(pilot, lambda: "weights ·" in tab(app))
+
+
 # --------------------------------------------------------------------------------------------------- a run as it goes
 
 
@@ -708,6 +763,28 @@ async def test_a_stored_file_that_is_damaged_is_a_row_that_says_so(app: MemlocAp
         await until(pilot, lambda: "damaged" in shown(app, "#run-now"))
         await pilot.press("t", "i", "b", "v", "v", "v", "v", "enter")
         assert app.is_running
+
+
+async def test_r_shows_the_edits_that_were_made_in_another_terminal(app: MemlocApp, session: RunSession) -> None:
+    def stored_of(seed: int) -> None:
+        row = session._paragraphs.row
+        request = Unlearn((row(0),), (row(7),), P, seed=seed)
+        provenance = Provenance("fake", "f", "", "fp32", "cpu", "eager", 1.5)
+        edits.store(Answer(request, make_result(request, 3), provenance))
+
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        stored_of(1)
+        await pilot.press("9")
+        await until(pilot, lambda: len(app.explorer.unlearning.seen().runs) == 1)
+        stored_of(2)
+        (edits.folder() / "0123456789abcdef.safetensors").write_bytes(b"no edit at all")
+        for _ in range(2):
+            await pilot.press("r")
+            await until(pilot, lambda: "0123456789abcdef" in shown(app, "#runs-list"))
+            await pilot.pause(0.3)
+            assert [run.request.seed for run in app.explorer.unlearning.seen().runs if run.file] == [2, 1]
+            assert len(app.explorer.unlearning.seen().runs) == 3
 
 
 async def test_a_run_on_a_narrow_terminal(session: RunSession) -> None:

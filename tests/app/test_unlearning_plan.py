@@ -33,6 +33,7 @@ from memloc_tui.unlearning import (
     remains,
     split,
     typed_alternative,
+    waits,
     worst_alternative,
 )
 
@@ -232,6 +233,18 @@ def test_a_set_with_nothing_to_keep_is_said():
     # What is not recited can be taught, and a paragraph can be pushed on for its own sake.
     assert plan(same, [7], UnlearnOptions(objective="memorize")).targets == (same.paragraphs.row(7),)
     assert plan(same, [7], UnlearnOptions(goal="steps")).targets == (same.paragraphs.row(7),)
+
+
+def test_what_is_known_beyond_the_rows_that_are_drawn_from_changes_nothing(monkeypatch):
+    monkeypatch.setattr("memloc_tui.unlearning.DRAWN_FROM", 96)
+    catalogue = families()
+    catalogue.em[96:] = -1
+    before = plan(catalogue, [0, 94])
+    assert before.sibling_nll == plan(families(), [0, 94]).sibling_nll
+    assert before == plan(families(), [0, 94])
+    catalogue.em[95] = -1
+    assert waits(catalogue, [0]) == "A run waits for the exact matches of the list: 95 of 96 are known."
+    assert waits(catalogue, [0, 97]) == "A run waits for the exact matches of the list: 95 of 97 are known."
 
 
 def test_of_copies_in_a_set_only_the_first_is_changed():
