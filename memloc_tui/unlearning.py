@@ -229,7 +229,7 @@ async def perturbed_alternative(
     if alternative == paragraph:
         raise UsageError(
             f"After this replacement paragraph {catalogue.paragraphs.ids[row]} goes on as before; "
-            "another one is needed (memloc-tui analyze sweep shows which positions matter)."
+            "another one is needed (a sweep shows which positions matter)."
         )
     return alternative
 

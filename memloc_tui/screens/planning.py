@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memloc_core.errors import Cancelled, EngineDied, MemlocError, UsageError
-from memloc_core.requests import Continue, EstimateRun, MeasureRemains, Request, Tokens, Unlearn
+from memloc_core.requests import Answer, Edited, EstimateRun, MeasureRemains, Request, Tokens, Unlearn
 from memloc_tui.glyphs import visible
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class Planning:
         try:
             on = self.explorer.editing.on
             run, *_ = await self.planned(form, on)
-            found, lacks, wrong = await self._ask(EstimateRun(run), on), "", False
+            posed = self.explorer.editing.posed(EstimateRun(run), on)
+            found, lacks, wrong = (await self.explorer.memloc.session.ask(posed)).result, "", False
         except Cancelled:
             return
         except EngineDied:
@@ -108,10 +109,6 @@ class Planning:
         if key == self._asked:
             self.estimate, self.lacks, self.wrong = found, lacks, wrong
             self.explorer.unlearning.draw()
-
-    async def _ask(self, request: Request, on: tuple[str, ...]) -> Any:
-        """The result under these edits."""
-        return (await self.explorer.memloc.session.ask(self.explorer.editing.posed(request, on))).result
 
     async def planned(
         self, form: dict[str, str], on: tuple[str, ...]
@@ -144,47 +141,30 @@ class Planning:
     ) -> tuple[Tokens, ...]:
         """What an edit teaches: each paragraph's own prefix, then what the model says to its perturbed twin, or the
         typed text and what the model says after that."""
-        p, found = study.catalogue.paragraphs, []
-        beginning = spelled(form["text"], study.catalogue.pieces) if form["instead"] == "typed" else ()
+        from memloc_tui.unlearning import perturbed_alternative, typed_alternative
+
+        session, settings = self.explorer.memloc.session, self.explorer.memloc.settings
+        catalogue, p, found = study.catalogue, study.catalogue.paragraphs, []
+
+        async def ask(request: Request) -> Answer[Any]:
+            posed = request if isinstance(request, Edited) else self.explorer.editing.posed(request, on)
+            answer: Answer[Any] = await session.ask(posed)
+            return answer
+
         for row in rows:
-            whole = p.row(row)
-            prefix, length = whole[: p.prefix_length], len(whole) - p.prefix_length
             if form["instead"] == "typed":
                 if not form["text"]:
                     raise UsageError("Type the text that the paragraph should go on with.")
-                said = beginning[:length]
-                prompt = (*prefix, *said)
+                where = (settings.model, settings.revision)
+                found.append(await typed_alternative(ask, catalogue, row, form["text"], *where))
+            elif replacements := self._replacements(study, row):
+                found.append(await perturbed_alternative(ask, catalogue, row, replacements))
             else:
-                replacements = self._replacements(study, row)
-                if not replacements:
-                    raise UsageError(
-                        f"Paragraph {visible(p.ids[row])[:10]} has no perturbation yet: replace a prefix token (⏎ on "
-                        "it), or take a typed text."
-                    )
-                said, prompt = (), study.prefix(row, replacements)
-            if len(said) < length:
-                more = await self._ask(Continue(prompt, length - len(said)), on)
-                said = (*said, *more.tokens.tolist())
-            found.append((*prefix, *said))
-        pieces = study.catalogue.pieces
+                raise UsageError(
+                    f"Paragraph {visible(p.ids[row])[:10]} has no perturbation yet: replace a prefix token (⏎ on "
+                    "it), or take a typed text."
+                )
+        pieces = catalogue.pieces
         text = b"".join(pieces[t] for t in found[0][p.prefix_length :] if 0 <= t < len(pieces))
         self.alternative = visible(text.decode("utf-8", "replace"))
         return tuple(found)
-
-
-def spelled(text: str, pieces: Sequence[bytes]) -> Tokens:
-    """Tokens whose bytes are `text`, each the longest that fits. A tokenizer may divide it otherwise; the model reads
-    these. Raises UsageError for a byte that no token has."""
-    known: dict[bytes, int] = {}
-    for token, piece in enumerate(pieces):
-        if piece:
-            known.setdefault(piece, token)
-    data, at, tokens = text.encode(), 0, []
-    longest = max(map(len, known), default=1)
-    while at < len(data):
-        size = next((n for n in range(min(longest, len(data) - at), 0, -1) if data[at : at + n] in known), 0)
-        if not size:
-            raise UsageError(f"This model has no token for {visible(data[at : at + 4].decode('utf-8', 'replace'))!r}.")
-        tokens.append(known[data[at : at + size]])
-        at += size
-    return tuple(tokens)

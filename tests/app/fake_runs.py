@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from fake import C, FakeSession, V, base_em
+from fake import PIECES, C, FakeSession, V, base_em
 
 from memloc_core.requests import (
     Continuation,
     Continue,
+    EncodedText,
+    EncodeText,
     EstimateRun,
     ExactMatch,
     ExactMatches,
@@ -75,12 +78,16 @@ class RunSession(FakeSession):
         self.die: Exception | None = None
         self.large = False  # whether a run's edit comes only with its end
         self.gone: dict[str, frozenset[int]] = {}  # which rows an edit takes out
+        self.spelled: dict[str, tuple[int, ...]] = {}  # words that the tokenizer divides
 
     async def compute(self, request: Request, edits: tuple[str, ...], on_progress: Callable[[Progress], None]) -> Any:
         if isinstance(request, Unlearn):
             return await self._unlearn(request, edits, on_progress)
         if isinstance(request, EstimateRun):
             return RunCost(K, 0.024, 3_400_000, 0.5)
+        if isinstance(request, EncodeText):
+            words = re.findall(" ?[^ ]+", request.text)
+            return EncodedText(np.array([t for w in words for t in self.spelled.get(w) or (PIECES.index(w.encode()),)]))
         if isinstance(request, MeasureRemains):
             return self._remains(request, edits)
         gone = frozenset().union(*(self.gone.get(edit, frozenset()) for edit in edits))

@@ -34,8 +34,8 @@ from memloc_tui import edits, runs, state
 from memloc_tui.app import MemlocApp
 from memloc_tui.edits import ActiveEdit
 from memloc_tui.runs import Run, checks, filled, options, points, verdict
-from memloc_tui.screens.planning import spelled
 from memloc_tui.settings import Settings
+from memloc_tui.unlearning import typed_alternative
 from memloc_tui.widgets.curves import heights, plot
 from memloc_tui.widgets.run_form import RunForm
 from memloc_tui.widgets.run_list import RunList
@@ -242,11 +242,35 @@ async def test_what_is_pasted_into_the_form_is_typed_there_and_the_end_of_it_is_
         assert form_["rate"] == "1e-2"
 
 
-def test_typed_text_is_spelled_in_the_longest_tokens_there_are() -> None:
-    pieces = [b"a", b"ab", b"abc", b" ", "é".encode(), b""]
-    assert spelled("abcab é", pieces) == (2, 1, 3, 4)
-    with pytest.raises(MemlocError, match="no token for"):
-        spelled("abz", pieces)
+async def test_typed_text_is_read_by_the_models_own_tokenizer_as_on_the_command_line(
+    app: MemlocApp, session: RunSession
+) -> None:
+    session.spelled = {" w13": (1, 2)}  # though there is one token of this text
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        row = app.explorer.current
+        app.resume.unlearn |= {"objective": "edit", "instead": "typed", "text": " w13"}
+        await pilot.press("x")
+        await until(pilot, lambda: "weights ·" in tab(app))
+        ((estimate, _),) = asked(session, EstimateRun)
+        session.asked.clear()
+        ask: Any = session.ask
+        catalogue = app.explorer.study.catalogue
+        typed = await typed_alternative(ask, catalogue, row, " w13", app.settings.model, app.settings.revision)
+        assert estimate.run.alternatives == (typed,)
+        assert typed[P : P + 2] == (1, 2)
+        assert not asked(session, Continue)  # the same question, which was answered already
+
+
+async def test_typed_text_that_does_not_fit_is_refused(app: MemlocApp, session: RunSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.resume.unlearn |= {"objective": "edit", "instead": "typed", "text": " w7" * (C + 1)}
+        await pilot.press("x")
+        await until(pilot, lambda: f"The alternative has {C + 1} tokens; a continuation has {C}" in tab(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: any("The alternative has" in said for said in notices(app)))
+    assert not asked(session, Unlearn)
 
 
 class FirstRows(RunSession):
