@@ -266,14 +266,6 @@ def options(form: Mapping[str, str]) -> UnlearnOptions:
     )
 
 
-def options_of(request: Unlearn) -> UnlearnOptions:
-    """The options that a run was planned with, as far as its request tells."""
-    return UnlearnOptions(
-        request.objective, request.mask, request.place, request.sparsity, request.goal, request.steps,
-        request.learning_rate, request.kl_weight, max(1, len(request.kept)), request.seed, request.protocol,
-    )  # fmt: skip
-
-
 def percentage(share: float) -> str:
     """`0.1 %`, without needless zeros."""
     return f"{100 * share:.4g} %"

@@ -129,7 +129,29 @@ def remains(catalogue: Catalogue, rows: Sequence[int], options: UnlearnOptions |
     that the run of the same options neither trains on nor watches. Raises UsageError as `plan` does.
     """
     options = options or UnlearnOptions()
-    groups, paragraphs = split(catalogue, rows, options), catalogue.paragraphs
+    return _remains(catalogue, rows, split(catalogue, rows, options), options)
+
+
+def remains_of(catalogue: Catalogue, rows: Sequence[int], run: Unlearn) -> MeasureRemains:
+    """What is left of `rows` after a run that is known by its request alone: what `remains` asked when it was new.
+
+    A request does not say how many paragraphs were to be kept, only how many there were, and where a set could not
+    fill the number they are dealt otherwise. So the number is looked for that keeps what the run kept. Where the set is
+    another one by now and none does, what the run saw is left out of the other text.
+    """
+    seen = {*run.kept, *run.held_out, *run.others, *run.family, *run.general}
+    paragraphs = catalogue.paragraphs
+    for keep in (len(run.kept), UnlearnOptions.keep, len(catalogue)):
+        options = UnlearnOptions(keep=max(1, keep), seed=run.seed)
+        groups = split(catalogue, rows, options)
+        if tuple(paragraphs.row(row) for row in groups.kept) == run.kept:
+            return _remains(catalogue, rows, groups, options)
+    unseen = [row for row in groups.relearn if paragraphs.row(row) not in seen]
+    return _remains(catalogue, rows, replace(groups, relearn=unseen), options)
+
+
+def _remains(catalogue: Catalogue, rows: Sequence[int], groups: Split, options: UnlearnOptions) -> MeasureRemains:
+    paragraphs = catalogue.paragraphs
     return MeasureRemains(
         paragraphs=tuple(paragraphs.row(row) for row in rows),
         prefix_length=paragraphs.prefix_length,

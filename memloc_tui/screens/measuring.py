@@ -55,8 +55,7 @@ class Measuring:
 
     async def _question(self, number: int) -> MeasureRemains:
         """The same question as when the run was new: it hangs on the exact matches under the weights below it."""
-        from memloc_tui.runs import options_of
-        from memloc_tui.unlearning import remains, waits
+        from memloc_tui.unlearning import remains_of, waits
 
         run = self.runs.all[number]
         if run.question is not None:
@@ -67,7 +66,7 @@ class Measuring:
             raise UsageError("This takes the exact matches under the weights that the run began with: E shows them.")
         if len(rows) < len(run.request.targets):
             raise UsageError("Its paragraphs are not in this set.")
-        question = await asyncio.to_thread(remains, study.catalogue, rows, options_of(run.request))
+        question = await asyncio.to_thread(remains_of, study.catalogue, rows, run.request)
         self.runs.change(number, question=question)
         return question
 

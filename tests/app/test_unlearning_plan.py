@@ -31,6 +31,7 @@ from memloc_tui.unlearning import (
     perturbed_alternative,
     plan,
     remains,
+    remains_of,
     split,
     typed_alternative,
     waits,
@@ -193,6 +194,37 @@ def test_what_remains_is_measured_on_text_that_the_run_never_saw():
     seen = {*run.targets, *run.kept, *run.held_out, *run.others, *run.family, *run.general}
     assert not seen & set(question.other_text)
     assert question.left_context == run.left_context
+
+
+def scarce():
+    """Rows 0..59 of a family of 90 to be changed, 48 recited strangers, and few rows that are not recited."""
+    n = 90 + 48 + 6
+    place = np.arange(n)
+    tokens = np.arange(n * LENGTH).reshape(n, LENGTH) % 4999
+    recited = (place < 70) | ((place >= 90) & (place < 138))
+    return catalogue_of(tokens, np.where(recited, 10, 1), np.where(place < 90, 0, -1))
+
+
+def test_what_a_stored_run_left_is_asked_as_when_it_was_new():
+    """A set that cannot fill `keep` is dealt otherwise where fewer are wanted: here half of the siblings go along."""
+    catalogue, rows = scarce(), list(range(60))
+    differs = 0
+    for seed in range(8):
+        for keep in (24, 96, 300):
+            options = UnlearnOptions(seed=seed, keep=keep)
+            run, question = plan(catalogue, rows, options), remains(catalogue, rows, options)
+            assert remains_of(catalogue, rows, run) == question
+            differs += remains(catalogue, rows, replace(options, keep=len(run.kept))) != question
+    assert differs, "the number that was kept does not tell it"
+
+
+def test_what_a_stored_run_saw_is_not_learned_afterwards_in_another_set():
+    catalogue = families()
+    options = UnlearnOptions(seed=2)
+    run = plan(catalogue, [2], options)
+    learned = remains(catalogue, [2], options).other_text
+    run = replace(run, kept=(*run.kept, *learned[:3]), general=(*run.general, *learned[3:5]))
+    assert remains_of(catalogue, [2], run).other_text == learned[5:]
 
 
 def test_what_remains_after_short_prefixes_is_asked_only_of_windows_that_still_have_one():
