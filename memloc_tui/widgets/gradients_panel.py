@@ -242,16 +242,18 @@ class GradientsPanel(LocalPanel):
             n = f"mean of {scene.samples.said(cast(Of, chosen), GRADIENTS)}" if chosen in OF else chosen
             kind = "share of the sum" if unit == "share" else SAID[score]
             head = f"{kind} · {n}"
-            if chosen in OF:
+            if chosen == "this paragraph":
+                why = known.lacks(scene.gradients())
+            else:
                 of = cast(Of, chosen)
                 why = scene.samples.lacks((of, 1)) or known.lacks(scene.samples.gradients(of))
             if gradients is not None:
                 values = cells_of(gradients, score, unit)
                 groups, columns = groups_of(gradients.components)
         if values is None:
-            if why or chosen != "this paragraph":
-                heatmap.show(None, why or "…")
-                self.query_one(TopCells).show_cells([], [], [])
+            heatmap.show(None, why or "…")
+            self.query_one(TopCells).show_cells([], [], [])
+            self.line("#gradient-top-head", "")
             self.line("#gradient-map-head", Content.styled(head, "$text-muted"))
             return
         if chosen != "activations":
@@ -303,15 +305,19 @@ class GradientsPanel(LocalPanel):
             self.post_message(self.Jump(message.column))
 
     def on_heatmap_chosen(self, message: Heatmap.Chosen) -> None:
-        """A cell that belongs to a head chooses that head for the Attention tab."""
         message.stop()
-        matrix = message.heatmap.matrix
-        if self.scene is None or matrix is None or message.gone:
+        if not message.gone:
+            self._choose(message.row, message.column)
+
+    def _choose(self, row: int, column: int) -> None:
+        """A cell that belongs to a head chooses that head for the Attention tab."""
+        matrix = self.query_one(Heatmap).matrix
+        if self.scene is None or matrix is None:
             return
         if self.scene.setting(MAP) == "activations":
-            self.post_message(self.ChoseHead(divmod(message.row, self.scene.model.heads)))
-        elif matrix.columns[message.column].startswith("H"):
-            self.post_message(self.ChoseHead((message.row, int(matrix.columns[message.column][1:]))))
+            self.post_message(self.ChoseHead(divmod(row, self.scene.model.heads)))
+        elif matrix.columns[column].startswith("H"):
+            self.post_message(self.ChoseHead((row, int(matrix.columns[column][1:]))))
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:
         message.stop()
@@ -320,3 +326,5 @@ class GradientsPanel(LocalPanel):
 
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:
         message.stop()
+        if isinstance(message.rows, TopCells) and not message.gone:
+            self._choose(*message.rows.cells[message.index])

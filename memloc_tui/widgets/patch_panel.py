@@ -119,15 +119,11 @@ class PatchPanel(LocalPanel):
     # ------------------------------------------------------------------------------------------------------- drawing
 
     def draw(self, scene: Scene, known: Known) -> None:
-        heatmap, patches = self.query_one(Heatmap), self.query_one(Patches)
         request = scene.attribution()
         if scene.twin is None or request is None:
             self.set_class(False, "-stale")
             self.headline("#patch-now", Content.styled(NOTHING, "$text-muted"))
-            for line in ("#patch-what", "#patch-cell", "#patch-head"):
-                self.line(line, "")
-            heatmap.show(None, " ")
-            patches.show_patches([], [], [], [])
+            self._show_none()
             return
         estimate: PatchScores | None = known.result(request)
         lacks = self.stale(request, known)
@@ -135,8 +131,9 @@ class PatchPanel(LocalPanel):
         if not scene.view.replacements:
             twin += " (from the history)"
         if estimate is None:
-            if lacks:
+            if lacks:  # before, what stands here stays: most answers come at once
                 self.headline("#patch-now", Content.styled(twin, "$text-warning"), lacks, failed=known.failed(request))
+                self._show_none()
             return
         clean, perturbed = estimate.clean, estimate.perturbed
         self.headline(
@@ -158,13 +155,20 @@ class PatchPanel(LocalPanel):
         first = 0 if site == "heads" else estimate.first
         cells = [cell for cell in estimate.top(TOP) if cell[0] == site]
         at = [(layer, place - first) for _, layer, place in cells]
-        patches.show_patches(
+        self.query_one(Patches).show_patches(
             cells,
             ["" if site == "heads" else self._token(scene, estimate, place) for _, _, place in cells],
             [float(values[cell]) for cell in at],
             [float(real[cell]) if real is not None else float("nan") for cell in at],
         )
         self.line("#patch-head", f"{'top':<7}{'estimate':>8} {'exact':>7} {self._exactly(scene, known, exact)}")
+
+    def _show_none(self) -> None:
+        """There are no patches of this twin: another's must not be taken for them."""
+        for line in ("#patch-what", "#patch-cell", "#patch-head"):
+            self.line(line, "")
+        self.query_one(Heatmap).show(None, " ")
+        self.query_one(Patches).show_patches([], [], [], [])
 
     def _exactly(self, scene: Scene, known: Known, exact: PatchScores | None) -> str:
         """How far the exact runs are, or what running all of them takes."""
@@ -251,15 +255,19 @@ class PatchPanel(LocalPanel):
         self._name_cell()
 
     def on_heatmap_chosen(self, message: Heatmap.Chosen) -> None:
-        """A head's cell chooses that head for the Attention tab, a position's goes to its token."""
         message.stop()
-        if message.gone or (estimate := self._estimate()) is None:
-            return
+        if not message.gone and (estimate := self._estimate()) is not None:
+            assert self.scene is not None
+            site = self._chosen(self.scene)[0]
+            self._choose(site, message.row, message.column if site == "heads" else estimate.first + message.column)
+
+    def _choose(self, site: PatchSite, layer: int, place: int) -> None:
+        """A head's cell chooses that head for the Attention tab, a position's goes to its token."""
         assert self.scene is not None
-        if self._chosen(self.scene)[0] == "heads":
-            self.post_message(self.ChoseHead((message.row, message.column)))
-        elif estimate.first + message.column < self.scene.view.prefix_length:
-            self.post_message(self.Jump(estimate.first + message.column))
+        if site == "heads":
+            self.post_message(self.ChoseHead((layer, place)))
+        elif place < self.scene.view.prefix_length:
+            self.post_message(self.Jump(place))
 
     def on_row_list_moved(self, message: RowList.Moved) -> None:
         message.stop()
@@ -271,3 +279,5 @@ class PatchPanel(LocalPanel):
 
     def on_row_list_chosen(self, message: RowList.Chosen) -> None:
         message.stop()
+        if isinstance(message.rows, Patches) and not message.gone and self._estimate() is not None:
+            self._choose(*message.rows.cells[message.index])

@@ -10,7 +10,8 @@ from scenes import COMPONENTS, LAYERS, Answers, Host, K, gradients, head_gradien
 from memloc_core.requests import ActivationGradients, ContrastGradients, GradientContrast, ParameterGradients
 from memloc_tui.figures import figure
 from memloc_tui.samples import GRADIENTS, OF
-from memloc_tui.widgets.gradients_panel import GradientsPanel
+from memloc_tui.widgets.gradients_panel import GradientsPanel, TopCells
+from memloc_tui.widgets.heatmap import Heatmap
 
 SUM = K * (K + 1) // 2  # of 1..K
 
@@ -102,6 +103,13 @@ async def test_enter_on_a_heads_cell_chooses_that_head() -> None:
         assert app.said == [("head", (2, 1))]
         await pilot.press("end", "enter")  # W_out belongs to no head
         assert app.said == [("head", (2, 1))]
+        top = app.panel.query_one(TopCells)
+        top.focus()
+        at = top.cells.index((1, COMPONENTS.index("W_O H3")))
+        await pilot.press("down", *["down"] * at, "enter")
+        assert app.said[1:] == [("head", (1, 3))]
+        await pilot.press("home", "enter")
+        assert app.said[1:] == [("head", (1, 3))]
 
 
 async def test_contrast_is_asked_for_by_its_key_and_says_both_samples() -> None:
@@ -163,6 +171,12 @@ async def test_it_waits_fails_and_is_stale_in_words() -> None:
         known.says[other.gradients()] = "asking the engine …"
         app.show(view=other.view)
         assert app.panel.has_class("-stale")
+        await pilot.pause()
+        await pilot.press("down", "right")  # no cell of the former paragraph is named as one of this
+        assert app.panel.query_one(Heatmap).matrix is None
+        assert app.text("#gradient-map-head").strip() == "max |dNLL/dw| · this paragraph"
+        assert app.text("#gradient-top").strip() == app.text("#gradient-top-head").strip() == ""
+        assert "asking the engine …" in app.text("#gradient-map")
         known.errors[other.gradients()] = "The engine ended."
         app.show()
         await pilot.pause()

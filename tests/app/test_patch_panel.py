@@ -12,7 +12,7 @@ from memloc_core.requests import ActivationPatching, AttributionPatching
 from memloc_tui.figures import figure
 from memloc_tui.view import Score, Trial
 from memloc_tui.widgets.heatmap import Heatmap
-from memloc_tui.widgets.patch_panel import TOP, PatchPanel
+from memloc_tui.widgets.patch_panel import TOP, Patches, PatchPanel
 from memloc_tui.widgets.row_list import RowList
 
 FIRST = 12
@@ -137,6 +137,42 @@ async def test_it_waits_and_fails_in_words() -> None:
         app.show()
         await pilot.pause()
         assert "Activation patching needs an adapter." in app.text("#patch-now")
+
+
+async def test_nothing_of_another_twin_stays_while_this_ones_patches_are_not_there() -> None:
+    scene = perturbed_scene()
+    known = answered(scene)
+    app = Host(PatchPanel, scene, known)
+    async with app.run_test(size=(120, 18)) as pilot:
+        await pilot.pause()
+        assert "The first token that changes" in app.text("#patch-what")
+        other = replace(scene, view=replace(scene.view, replacements=((FIRST, 6),)))
+        known.says[other.attribution()] = "asking the engine …"
+        app.show(view=other.view)
+        await pilot.pause()
+        assert "asking the engine …" in app.text("#patch-now")
+        lines = ("#patch-what", "#patch-cell", "#patch-map", "#patch-head", "#patch-list")
+        assert [app.text(line).strip() for line in lines] == [""] * len(lines)
+
+
+async def test_enter_on_the_list_does_what_it_does_on_the_map() -> None:
+    scene = perturbed_scene()
+    app = Host(PatchPanel, scene, answered(scene))
+    async with app.run_test(size=(120, 18)) as pilot:
+        await pilot.pause()
+        for switch, site in ((), "residual"), (("v",), "heads"):
+            await pilot.press(*switch)
+            rows = app.panel.query_one(Patches)
+            rows.focus()
+            found = []
+            for index, (kind, layer, place) in enumerate(rows.cells):
+                assert kind == site
+                rows.move_to(index)
+                await pilot.press("enter")
+                found += [("head", (layer, place))] if site == "heads" else [("jump", place)] if place < P else []
+            assert found == app.said
+            app.said.clear()
+            assert site != "heads" or found
 
 
 async def test_what_comes_late_from_the_map_or_the_list_does_nothing() -> None:
