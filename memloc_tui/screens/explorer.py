@@ -407,7 +407,10 @@ class Explorer(NotSelecting, Screen[None]):
         self.listing.reverse()
 
     def action_walk(self, step: int) -> None:
-        self.list.action_step(step)
+        """To another paragraph; in the new text of a run of several, to another of those."""
+        panel = self.panel
+        if not (hasattr(panel, "walk") and panel.has_focus_within and panel.walk(step)):
+            self.list.action_step(step)
 
     def action_perturb(self) -> None:
         self.set_focus(self.prefix)

@@ -396,7 +396,7 @@ class UnlearnPanel(LocalPanel):
         return lines
 
     def _text(self, scene: Scene, run: Run) -> None:
-        """The paragraph on screen if the run changed it, else its first one."""
+        """One of the run's paragraphs, as it was and as it is."""
         grid = self.query_one(TextGrid)
         before, after = run.before, run.after
         known = after if after is not None else before
@@ -404,10 +404,9 @@ class UnlearnPanel(LocalPanel):
             grid.show([], empty=f"The new text comes with what remains: {run.measuring or 'i measures it'}.")
             self.line("#run-what", "")
             return
-        tokens = scene.view.tokens
-        at = run.request.targets.index(tokens) if tokens in run.request.targets else 0
+        targets, at = run.request.targets, self._target(scene, run)
         p, length = run.request.prefix_length, run.length
-        true: Tokens = run.request.targets[at][p:]
+        true: Tokens = targets[at][p:]
         old = tuple(before.greedy[at].tolist()) if before is not None else None
         new = tuple(after.greedy[at].tolist()) if after is not None else None
         labels = ["true"]
@@ -426,8 +425,40 @@ class UnlearnPanel(LocalPanel):
         grid.show(columns, tuple(labels), "")
         ems = [str(int(r.em[at])) if r is not None else "·" for r in (before, after)]
         which = visible(run.ids[at])[:10] if at < len(run.ids) else f"paragraph {at + 1}"
-        of = f", {at + 1} of {len(run.request.targets)}: [ ] walk" if len(run.request.targets) > 1 else ""
+        of = f", {at + 1} of {len(targets)}" if len(targets) > 1 else ""
+        if of and self.has_focus_within:
+            of += ": [ ] walk"
         self.line("#run-what", f"{which}{of} · EM {ems[0]} → {ems[1]} · greedy text · ✗ leaves the true one")
+
+    _of: tuple[int, Tokens] | None = None  # the run and the paragraph on screen that the text was shown for
+    _at = 0  # which of the run's paragraphs it is
+
+    def _target(self, scene: Scene, run: Run) -> int:
+        """The paragraph on screen if the run changed it, else its first one; until the person walks to another."""
+        targets, tokens = run.request.targets, scene.view.tokens
+        if self._of != (run.number, tokens):
+            self._of, self._at = (run.number, tokens), targets.index(tokens) if tokens in targets else 0
+        return self._at
+
+    def walk(self, step: int) -> bool:
+        """To the text of another of the run's paragraphs; False where no text of several is shown."""
+        run, scene = self.run, self.scene
+        if run is None or scene is None or scene.setting(VIEW) != "text" or len(run.request.targets) < 2:
+            return False
+        self._at = max(0, min(self._target(scene, run) + step, len(run.request.targets) - 1))
+        self._redraw()
+        return True
+
+    def on_descendant_focus(self) -> None:
+        self._redraw_text()
+
+    def on_descendant_blur(self) -> None:
+        self._redraw_text()
+
+    def _redraw_text(self) -> None:
+        """Its line names the keys that walk, where they do."""
+        if self.scene is not None and self.scene.setting(VIEW) == "text":
+            self._redraw()
 
     @staticmethod
     def _cell(scene: Scene, row: str, tokens: Tokens, true: Tokens, i: int) -> Cell:

@@ -33,6 +33,7 @@ from memloc_core.sources import DEMO
 from memloc_tui import edits, runs, state
 from memloc_tui.app import MemlocApp
 from memloc_tui.edits import ActiveEdit
+from memloc_tui.glyphs import visible
 from memloc_tui.runs import Run, checks, filled, options, points, verdict
 from memloc_tui.settings import Settings
 from memloc_tui.unlearning import typed_alternative
@@ -746,6 +747,34 @@ async def test_the_new_text_stands_under_the_true_one_with_its_first_mismatch_ma
         assert after.index("✗") > 0
         assert after.split()[1:4][0] == true.split()[1:4][0]
         assert "EM 50 → 3" in shown(app, "#run-what")
+
+
+async def test_the_new_text_of_each_paragraph_of_a_run_is_walked_to_in_its_view(
+    app: MemlocApp, session: RunSession
+) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        rows = [2, 5, 7]
+        for row in rows:
+            app.explorer.listing.go_to(row)
+            await pilot.press("m")
+        app.explorer.listing.go_to(5)
+        await form(pilot)
+        await pilot.press("enter")
+        await done(pilot)
+        app.explorer.set_focus(app.explorer.query_one(RunList))
+        await pilot.press("v", "v")
+        await until(pilot, lambda: "005abc, 2 of 3: [ ] walk" in shown(app, "#run-what"))
+        for key, at in (("]", 2), ("]", 2), ("[", 1), ("[", 0)):
+            await pilot.press({"[": "left_square_bracket", "]": "right_square_bracket"}[key])
+            assert f"{rows[at]:03d}abc, {at + 1} of 3: [ ] walk" in shown(app, "#run-what")
+            first = visible(app.explorer.study.catalogue.pieces[session._paragraphs.row(rows[at])[P]].decode())
+            assert first.strip() in shown(app, "#run-text").split("\n")[0]
+            assert app.explorer.current == 5
+        app.explorer.set_focus(app.explorer.prefix)  # there the keys walk the list
+        await until(pilot, lambda: "002abc, 1 of 3 · EM" in shown(app, "#run-what"))
+        await pilot.press("right_square_bracket")
+        assert app.explorer.current != 5
 
 
 async def test_runs_are_laid_over_each_other_and_compared(app: MemlocApp) -> None:
