@@ -77,7 +77,9 @@ class Run:
 
     @property
     def letter(self) -> str:
-        return LETTERS[self.number] if self.number < len(LETTERS) else "·"
+        """Its name: one letter, and from the 53rd run on two."""
+        more, last = divmod(self.number, len(LETTERS))
+        return (LETTERS[(more - 1) % len(LETTERS)] if more else "") + LETTERS[last]
 
     @property
     def running(self) -> bool:

@@ -39,7 +39,7 @@ class Lane:
 
     name: str
     look: str
-    letters: str  # one per run
+    letters: tuple[str, ...]  # one per run, or two
     series: tuple[Array, ...]  # [s + 1] each, nan where not known
     best: int  # of the first run
     low: float
@@ -201,7 +201,8 @@ class Curves(ScrollView, can_focus=True):
         tall = self._tops[number + 1] - top
         several = len(lane.series) > 1
         gutter = self._gutter
-        room = max(4, width - gutter - (2 if several else 0))
+        name = 1 + max(map(len, lane.letters)) if several else 0
+        room = max(4, width - gutter - name)
         span = max(1, self.span)
         curves = [heights(s, 2 * room, span, lane.low, lane.high, 4 * tall) for s in lane.series]
         cells = plot(curves, room, tall, fill=not several)
@@ -223,7 +224,7 @@ class Curves(ScrollView, can_focus=True):
                 line.append(Segment(char, style))
             if several:
                 here = [letter for letter, end in zip(lane.letters, ends, strict=True) if end == row]
-                line.append(Segment(f" {here[0]}" if here else "  ", self._style(lane.look)))
+                line.append(Segment(fit(f" {here[0]}" if here else "", name), self._style(lane.look)))
             strip = Strip([*left, *line]).simplify().adjust_cell_length(width, self.rich_style)
             self._strips[top + row] = strip
 

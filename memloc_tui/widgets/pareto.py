@@ -1,4 +1,7 @@
-"""Runs compared in one picture: how much is forgotten against how much is kept, a letter each, with the values."""
+"""Runs compared in one picture: how much is forgotten against how much is kept, a letter each, with the values.
+
+The table of the values goes along with the cursor in the list of runs: a run that is looked at is always in it.
+"""
 
 from __future__ import annotations
 
@@ -75,19 +78,31 @@ class Pareto(Widget):
         picture = self._picture(width - table - 2 if beside else width, rows)
         styles = [faint if not p.best else self._look("best") for p in self.points]
         listed = [Segment(fit(name, table), style) for name, style in zip(names, styles, strict=True)]
+        listed = self._in_sight(listed, rows if beside else height - rows, table)
         if not beside:
-            return [*picture, *(Strip([segment]) for segment in listed[: height - rows])]
+            return [*picture, *(Strip([segment]) for segment in listed)]
         lines = []
         for y in range(rows):
             right = [Segment("  ", self.rich_style), listed[y]] if y < len(listed) else []
             lines.append(Strip([*picture[y], *right]).adjust_cell_length(width, self.rich_style))
         return lines
 
+    def _in_sight(self, listed: list[Segment], room: int, width: int) -> list[Segment]:
+        """The part of the table that there is room for, the run under the list's cursor in it, and how much is not."""
+        if len(listed) <= room or room < 2:
+            return listed[:room]
+        room -= 1  # the last line says it
+        at = next((i for i, p in enumerate(self.points) if p.run.number == self.here), 0)
+        top = max(0, at - room + 1)
+        said = f"  {top} more above, {len(listed) - top - room} below · ↑↓"
+        return [*listed[top : top + room], Segment(fit(said, width), self._look("faint"))]
+
     def _names(self) -> list[str]:
         what = AXES[self.axes][1]
         here = ["▸" if p.run.number == self.here else " " for p in self.points]
+        wide = max(len(p.run.letter) for p in self.points)
         return [
-            f"{mark}{p.run.letter} {figure(p.x)} · {self._y(what, p.y)}  {p.run.said}"
+            f"{mark}{p.run.letter:<{wide}} {figure(p.x)} · {self._y(what, p.y)}  {p.run.said}"
             for mark, p in zip(here, self.points, strict=True)
         ]
 
@@ -102,24 +117,27 @@ class Pareto(Widget):
         room, rows = max(4, width - LEFT - 1), max(2, height - 3)
         xs, ys = [p.x for p in self.points], [p.y for p in self.points]
         (x0, x1), (y0, y1) = _ends(xs), _ends(ys)
-        grid: dict[tuple[int, int], Point] = {}
+        grid: dict[tuple[int, int], tuple[str, Point]] = {}  # a character of a run's letter or two
         for point in sorted(self.points, key=lambda p: (p.run.number == self.here, p.best)):
             column = round((point.x - x0) / (x1 - x0) * (room - 1))
             row = rows - 1 - round((point.y - y0) / (y1 - y0) * (rows - 1))
-            while (row, column) in grid and column + 1 < room:
+            size = len(point.run.letter)
+            column = min(column, room - size)
+            while any((row, column + i) in grid for i in range(size)) and column < room - size:
                 column += 1  # beside a run that came to the same
-            grid[row, column] = point
+            for i, character in enumerate(point.run.letter):
+                grid[row, column + i] = character, point
         lines = [Strip([Segment(fit(f"{AXIS[what_y]} ▴ kept", width), faint)])]
         for row in range(rows):
             edge = self._y(what_y, y1) if row == 0 else self._y(what_y, y0) if row == rows - 1 else ""
             segments = [Segment(edge.rjust(LEFT - 1) + " │", faint)]
             for column in range(room):
-                here = grid.get((row, column))
+                character, here = grid.get((row, column), (" ", None))
                 style = self.rich_style
                 if here is not None:
                     style = self._look("best") if here.best else faint
                     style += Style(reverse=here.run.number == self.here)
-                segments.append(Segment(here.run.letter if here is not None else " ", style))
+                segments.append(Segment(character, style))
             lines.append(Strip(segments).simplify())
         lines.append(Strip([Segment(" " * LEFT + "└" + "─" * room, faint)]))
         low, high = figure(x0), figure(x1)

@@ -49,7 +49,7 @@ class RunList(RowList):
         on = "·" if run.on is None else "●" if run.on else "○"
         head = [
             Segment(mark, self.look("perturb")),
-            Segment(f"{run.letter}", self.look("match" if run.on else "faint")),
+            Segment(f"{run.letter:<{self._letters}}", self.look("match" if run.on else "faint")),
             Segment(f"{on}", self.look("match" if run.on else "faint")),
             Segment(STATES[run.state], self.look("leave" if run.state == "failed" else "perturb")),
         ]
@@ -63,7 +63,11 @@ class RunList(RowList):
             Segment(run.said.removeprefix("unlearn ")),
         ]
 
-    @staticmethod
-    def head() -> str:
+    @property
+    def _letters(self) -> int:
+        """Cells for a run's name."""
+        return max((len(run.letter) for run in self.runs.runs), default=1)
+
+    def head(self) -> str:
         """Over the columns."""
-        return "     changed   others"
+        return " " * self._letters + "    changed   others"

@@ -291,7 +291,7 @@ class UnlearnPanel(LocalPanel):
             same = [(r.letter, others[r.number][curve.name]) for r in over[1:] if curve.name in others[r.number]]
             low, high = spread([curve, *(c for _, c in same)])
             series = (curve.values, *(c.values for _, c in same))
-            letters = run.letter + "".join(letter for letter, _ in same)
+            letters = (run.letter, *(letter for letter, _ in same))
             lanes.append(Lane(curve.name, curve.look, letters, series, run.best, low, high, curve.goal, curve.share))
         empty = visible(run.error) or (
             "Choosing the weights, measuring what is there …" if run.running else "No step yet."

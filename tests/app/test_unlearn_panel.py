@@ -15,6 +15,7 @@ from fake import C, P, base_em
 from fake_runs import K, RunSession, make_result
 from helpers import app_of, notices, opened, screen_lines, shown, until as until_
 from textual import events
+from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 
 from memloc_core.errors import EngineDied, MemlocError
@@ -33,11 +34,13 @@ from memloc_core.sources import DEMO
 from memloc_tui import edits, runs, state
 from memloc_tui.app import MemlocApp
 from memloc_tui.edits import ActiveEdit
+from memloc_tui.figures import figure
 from memloc_tui.glyphs import visible
 from memloc_tui.runs import Run, checks, filled, options, points, verdict
 from memloc_tui.settings import Settings
 from memloc_tui.unlearning import typed_alternative
-from memloc_tui.widgets.curves import heights, plot
+from memloc_tui.widgets.curves import Curves, heights, plot
+from memloc_tui.widgets.pareto import Pareto
 from memloc_tui.widgets.run_form import RunForm
 from memloc_tui.widgets.run_list import RunList
 
@@ -796,7 +799,7 @@ async def test_runs_are_laid_over_each_other_and_compared(app: MemlocApp) -> Non
         rows.move_to(2)
         await pilot.pause()
         lane = app.explorer.query_one("#run-curves").lanes[0]
-        assert lane.letters == "AB"
+        assert lane.letters == ("A", "B")
         assert [float(s[-1]) for s in lane.series] == [5.0, 30.0]
         await pilot.press("v", "v", "v")
         text = shown(app, "#run-pareto")
@@ -883,6 +886,64 @@ def test_a_dominated_run_is_told_from_the_others() -> None:
     spoiled = replace(results[2], result=replace(results[2].result, whole_em=results[2].result.whole_em - 1))
     found = points((results[0], results[1], spoiled), "EM · others' EM")
     assert [(p.run.number, p.best) for p in found] == [(0, True), (1, True), (2, False)]
+
+
+def many_runs(session: RunSession, n: int) -> tuple[Run, ...]:
+    """Newest first, each with figures of its own."""
+    row = session._paragraphs.row
+    made = []
+    for number in range(n):
+        request = Unlearn((row(0),), (row(7),), P, seed=number)
+        result = make_result(request, 3, taken=16 * (number + 1) / n)
+        made.append(Run(number, request, result=result, name=f"edit{number}"))
+    return tuple(reversed(made))
+
+
+def test_every_run_has_a_name_of_its_own(session: RunSession) -> None:
+    names = [Run(number, Unlearn((), ())).letter for number in range(300)]
+    assert names[:53] == [*"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", "AA"]
+    assert len(set(names)) == 300
+    assert max(map(len, names)) == 2
+
+
+@pytest.mark.parametrize("size", [(100, 14), (50, 20)])
+async def test_every_run_of_many_can_be_seen_in_the_comparison(session: RunSession, size: tuple[int, int]) -> None:
+    made = many_runs(session, 60)
+    axes = next(iter(runs.AXES))
+
+    class Alone(App[None]):
+        def compose(self) -> ComposeResult:
+            yield Pareto()
+
+    async with Alone().run_test(size=size) as pilot:
+        pareto = pilot.app.query_one(Pareto)
+        text = ""
+        for run in made:  # as the cursor goes down the list of runs
+            pareto.show(points(made, axes), axes, run.number)
+            await pilot.pause()
+            text = "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
+            assert f"▸{run.letter:<2} {figure(run.result.em[3].mean())}" in text
+        assert "0 below" in text
+        picture = "\n".join(line[9 : size[0] // 2] for line in text.split("\n")[:9])
+        assert "AA" in picture  # two letters stand beside each other
+
+
+async def test_names_of_two_letters_have_room_in_the_list_and_at_the_curves(session: RunSession) -> None:
+    app = unlearn_app(session)
+    async with app.run_test(size=(140, 70)) as pilot:
+        await opened(pilot)
+        app.explorer.unlearning._reading = app.explorer.unlearning._read = True
+        app.explorer.unlearning.all = list(reversed(many_runs(session, 55)))
+        app.explorer.unlearning._marked = {0, 54}
+        await pilot.press("9")
+        await until(pilot, lambda: "new run" in tab(app))
+        rows = app.explorer.query_one(RunList)
+        rows.move_to(1)
+        await until(pilot, lambda: "◆AC" in shown(app, "#runs-list"))
+        lane = app.explorer.query_one(Curves).lanes[0]
+        assert lane.letters == ("AC", "A")
+        ends = {line.split()[-1] for line in shown(app, "#run-curves").split("\n") if line.strip()}
+        assert {"AC", "A"} <= ends
 
 
 def test_a_curve_is_drawn_from_its_first_to_its_last_value() -> None:
