@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from textual.worker import Worker
 
 from memloc_core.errors import Cancelled, EngineDied, MemlocError
-from memloc_core.findings import CLAIMS, DRAWN_FROM, Setting
+from memloc_core.findings import CLAIMS, DRAWN_FROM, Claim, Setting
 from memloc_core.findings.overview import (
     CountRow,
     StratumRow,
@@ -165,18 +165,36 @@ class Finds:
     def start(self, overview: bool) -> None:
         """Test every claim that has no finding yet, or ask for the overview's gradients."""
         study, board = self.explorer.study, self.seen()
-        if study is None or board is None or self.running:
-            return
-        if board.waits:
-            self.explorer.memloc.say(f"Not yet: it {board.waits}.")
+        if study is None or board is None:
             return
         kept = self._kept[study]
+        if why := self._in_the_way(board, overview):
+            self.explorer.memloc.say(why)
+            return
         kept.error = ""
         self._of, self._done, self._left = study, 0.0, None
         self._running = "gradients" if overview else CLAIMS[0].name
         work = partial(self._gradients if overview else self._test, study, kept, self.quick)
         self._worker = self.explorer.run_worker(partial(self._run, work, kept), group="findings", exit_on_error=False)
         self._repaint()
+
+    def _in_the_way(self, board: Board, overview: bool) -> str:
+        """Why nothing begins, in a sentence; "" where there is something to ask."""
+        if self.running:
+            return "One thing at a time: esc stops what is being measured."
+        if board.waits:
+            return f"Not yet: it {board.waits}."
+        other = "g takes more paragraphs" if self.quick else "g goes back to the few"
+        if overview:
+            done = board.shifts and all(shift.known == shift.of for shift in board.shifts)
+            return f"The gradients of every stratum are measured: {other}." if done else ""
+        missing = self._missing(board.found)
+        return "" if missing else f"Every claim is tested: {other}."
+
+    @staticmethod
+    def _missing(found: dict[str, Finding]) -> list[Claim]:
+        """The claims that have no number yet."""
+        return [claim for claim in CLAIMS if claim.name not in found or found[claim.name].effect is None]
 
     def again(self) -> None:
         """What could not be measured may be asked once more."""
@@ -217,7 +235,7 @@ class Finds:
         assert session is not None
         setting, pace = self._setting(study), findings.Pace()
         found = kept.found[quick]
-        missing = [claim for claim in CLAIMS if claim.name not in found or found[claim.name].effect is None]
+        missing = self._missing(found)
         for claim in missing:
             self._running, self._done, self._left = claim.name, 0.0, None
             self._show_job(len(CLAIMS) - len(missing) + missing.index(claim))

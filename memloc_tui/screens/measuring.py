@@ -42,7 +42,13 @@ class Measuring:
         """Ask what a run left, and what was there before it."""
         if run.running:
             self.explorer.memloc.say("What remains is measured when the run has ended.")
-        elif run.number not in self._workers and run.file and (run.before is None or run.after is None):
+        elif not run.file:
+            self.explorer.memloc.say("This run has no edit, so it left nothing to measure.")
+        elif run.number in self._workers:
+            self.explorer.memloc.say("What it left is being measured: esc stops.")
+        elif run.before is not None and run.after is not None:
+            self.explorer.memloc.say("What it left is measured: v shows the result.")
+        else:
             self.runs.change(run.number, measuring="asking …")
             worker = self.explorer.run_worker(self._measure(run.number), group="remains", exit_on_error=False)
             self._workers[run.number] = worker

@@ -131,6 +131,9 @@ class UnlearnRuns:
                 "toggle": self.explorer.editing.toggle,
             }  # fmt: skip
             of_run[message.what](run)
+        elif message.what in ("mark", "toggle", "measure", "compare"):
+            there = "choose one in the list" if self.all else "⏎ starts the one that the form describes"
+            self.explorer.memloc.say(f"This key is about a run: {there}.")
         elif message.what == "set":
             self.planning.set(message.name, message.value)
         elif message.what == "start":

@@ -166,8 +166,7 @@ class UnlearnPanel(LocalPanel):
     def table(self) -> Table | None:
         """What an export of the tab holds: the curves of the run on show, or all runs where they are compared."""
         run = self.run
-        comparing = self.scene is not None and self.scene.setting(VIEW) == "compare"
-        return curve_table(run) if run is not None and not comparing else runs_table(self.runs)
+        return curve_table(run) if run is not None and self._view != "compare" else runs_table(self.runs)
 
     def show_number(self, number: int) -> None:
         """Go to this run."""
@@ -188,6 +187,11 @@ class UnlearnPanel(LocalPanel):
         """The run that is looked at; None for the form."""
         return self.query_one(RunList).run if self._ready else None
 
+    @property
+    def _view(self) -> str:
+        """What is shown of the runs; without any there is only the form."""
+        return self.scene.setting(VIEW) if self.scene is not None and self.runs.runs else VIEWS[0]
+
     def on_resize(self) -> None:
         self.set_class(self.size.width >= 100, "-wide")
         self.set_class(self.size.width >= 120, "-huge")
@@ -198,7 +202,7 @@ class UnlearnPanel(LocalPanel):
     def draw(self, scene: Scene, known: Known) -> None:
         runs, rows = self.runs, self.query_one(RunList)
         rows.show_runs(runs)
-        run, view = rows.run, scene.setting(VIEW)
+        run, view = rows.run, self._view
         self.line("#runs-head", f"{len(runs.runs)} runs" if len(runs.runs) != 1 else "1 run")
         if runs.runs:
             self.line("#runs-head", rows.head())
@@ -230,6 +234,8 @@ class UnlearnPanel(LocalPanel):
             self._text(scene, run)
         elif view == "compare":
             self._compare(scene, runs, run)
+        if self._wants_new:
+            self.call_after_refresh(self.action_new)
 
     def _now(self, runs: Runs, run: Run | None) -> Content:
         """The run that goes on, wherever the cursor is; else the one that is looked at."""
@@ -443,7 +449,7 @@ class UnlearnPanel(LocalPanel):
     def walk(self, step: int) -> bool:
         """To the text of another of the run's paragraphs; False where no text of several is shown."""
         run, scene = self.run, self.scene
-        if run is None or scene is None or scene.setting(VIEW) != "text" or len(run.request.targets) < 2:
+        if run is None or scene is None or self._view != "text" or len(run.request.targets) < 2:
             return False
         self._at = max(0, min(self._target(scene, run) + step, len(run.request.targets) - 1))
         self._redraw()
@@ -457,7 +463,7 @@ class UnlearnPanel(LocalPanel):
 
     def _redraw_text(self) -> None:
         """Its line names the keys that walk, where they do."""
-        if self.scene is not None and self.scene.setting(VIEW) == "text":
+        if self._view == "text":
             self._redraw()
 
     @staticmethod
@@ -511,8 +517,8 @@ class UnlearnPanel(LocalPanel):
         self.call_after_refresh(lambda: self.screen.set_focus(self.query_one(target)))
 
     def _picture(self) -> str:
-        view = self.scene.setting(VIEW) if self.scene is not None else VIEWS[0]
-        return {"curves": "#run-curves", "result": "#run-result", "text": "#run-text"}.get(view, "#runs-list")
+        pictures = {"curves": "#run-curves", "result": "#run-result", "text": "#run-text"}
+        return pictures.get(self._view, "#runs-list")
 
     def focus_inside(self) -> None:
         """The form, or the list where a run is looked at."""
@@ -533,8 +539,12 @@ class UnlearnPanel(LocalPanel):
         message.stop()
         self.post_message(self.Wants("start"))
 
+    _wants_new = False
+
     def action_new(self) -> None:
-        if self.scene is None or not self._ready:
+        """The form of a new run, now or once the tab can show it."""
+        self._wants_new = self.scene is None or not self._ready
+        if self._wants_new or self.scene is None:
             return
         if self.scene.setting(VIEW) == "compare":
             self.post_message(self.Chose(VIEW.name, "curves"))
@@ -542,20 +552,26 @@ class UnlearnPanel(LocalPanel):
         self._redraw()
         self._enter_view()
 
+    def action_switch(self, name: str) -> None:
+        """The form has no views but itself and the comparison, which takes a run."""
+        if name == VIEW.name and not self.runs.runs:
+            self.post_message(self.Wants("compare"))
+        elif name == VIEW.name and self.run is None:
+            self.post_message(self.Chose(name, VIEWS[0] if self._view == "compare" else "compare"))
+        else:
+            super().action_switch(name)
+
     def action_pause(self) -> None:
         self.post_message(self.Wants("pause"))
 
     def action_toggle(self) -> None:
-        if self.run is not None:
-            self.post_message(self.Wants("toggle", self.run))
+        self.post_message(self.Wants("toggle", self.run))
 
     def action_mark_run(self) -> None:
-        if self.run is not None:
-            self.post_message(self.Wants("mark", self.run))
+        self.post_message(self.Wants("mark", self.run))
 
     def action_measure(self) -> None:
-        if self.run is not None:
-            self.post_message(self.Wants("measure", self.run))
+        self.post_message(self.Wants("measure", self.run))
 
 
 def _beside(left: list[Content], right: list[Content], width: int) -> Content:

@@ -146,6 +146,25 @@ async def test_t_tests_claim_by_claim_and_keeps_each(app: MemlocApp, session: Se
         assert "few-weights" not in kept  # what could not be answered may be possible the next time
 
 
+async def test_t_says_why_it_begins_nothing(app: MemlocApp, session: Session) -> None:
+    for claim in CLAIMS:
+        keep(session, made(claim.name, session._paragraphs.ids[61]))
+    async with app.run_test(size=(140, 44)) as pilot:
+        await opened(pilot)
+        await pilot.press("0")
+        await until(pilot, lambda: f"{len(CLAIMS)} of {len(CLAIMS)}" in shown(app, "#findings-now"))
+        await pilot.press("t")
+        await until(pilot, lambda: notices(app) == ["Every claim is tested: g takes more paragraphs."])
+        session.hold[ParameterGradients] = asyncio.Event()
+        await pilot.press("v", "t", "t")
+        await until(pilot, lambda: notices(app)[1:] == ["One thing at a time: esc stops what is being measured."])
+        session.hold.pop(ParameterGradients).set()
+        await until(pilot, lambda: not app.explorer.finds.running)
+        await pilot.press("t")
+        told = "The gradients of every stratum are measured: g takes more paragraphs."
+        await until(pilot, lambda: notices(app)[2:] == [told])
+
+
 async def test_esc_stops_and_t_goes_on_where_it_stopped(app: MemlocApp, session: Session) -> None:
     session.hold[Sweep] = asyncio.Event()
     async with app.run_test(size=(120, 40)) as pilot:

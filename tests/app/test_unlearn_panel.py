@@ -807,6 +807,57 @@ async def test_runs_are_laid_over_each_other_and_compared(app: MemlocApp) -> Non
         assert "B 30.0 · 49.6" in text
 
 
+async def test_every_key_on_the_forms_row_says_or_shows_something(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await form(pilot)
+        for key in "tbiv":
+            app.clear_notifications()
+            await pilot.press(key)
+            await until(
+                pilot, lambda: notices(app) == ["This key is about a run: ⏎ starts the one that the form describes."]
+            )
+        await pilot.press("n", "enter")
+        await done(pilot)
+        app.clear_notifications()
+        app.explorer.set_focus(app.explorer.query_one(RunList))
+        await pilot.press("home", "t")
+        await until(pilot, lambda: notices(app) == ["This key is about a run: choose one in the list."])
+        await pilot.press("v")
+        await until(pilot, lambda: "A 5.00 · " in shown(app, "#run-pareto"))
+        await pilot.press("v")
+        await until(pilot, lambda: app.explorer.query_one(RunForm).display)
+
+
+async def test_what_cannot_be_measured_again_is_said(app: MemlocApp, session: RunSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await unlearned(pilot)
+        app.clear_notifications()
+        await pilot.press("i")
+        await until(pilot, lambda: notices(app) == ["What it left is measured: v shows the result."])
+        session.hold[MeasureRemains] = asyncio.Event()
+        app.explorer.unlearning.change(0, after=None, before=None)
+        session.kept = {
+            k: v for k, v in session.kept.items() if not isinstance(getattr(k, "request", k), MeasureRemains)
+        }
+        app.explorer.draw()
+        await pilot.press("i", "i")
+        await until(pilot, lambda: notices(app)[1:] == ["What it left is being measured: esc stops."])
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.explorer.unlearning.measuring.running)
+        app.explorer.unlearning.change(0, file="")
+        app.explorer.draw()
+        await pilot.press("i")
+        await until(pilot, lambda: notices(app)[2:] == ["This run has no edit, so it left nothing to measure."])
+
+
+async def test_the_first_x_of_a_sitting_opens_the_form_also_where_runs_were_compared(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.resume.switches["run_view"] = "compare"
+        await pilot.press("x")
+        await until(pilot, lambda: "weights ·" in tab(app) and app.explorer.query_one(RunForm).has_focus)
+
+
 async def test_a_stored_file_that_is_damaged_is_a_row_that_says_so(app: MemlocApp) -> None:
     edits.folder().mkdir(parents=True)
     (edits.folder() / "0123456789abcdef.safetensors").write_bytes(b"\x1b]0;pwned\x07 no edit at all")
@@ -942,8 +993,11 @@ async def test_names_of_two_letters_have_room_in_the_list_and_at_the_curves(sess
         await until(pilot, lambda: "◆AC" in shown(app, "#runs-list"))
         lane = app.explorer.query_one(Curves).lanes[0]
         assert lane.letters == ("AC", "A")
-        ends = {line.split()[-1] for line in shown(app, "#run-curves").split("\n") if line.strip()}
-        assert {"AC", "A"} <= ends
+
+        def ends() -> set[str]:
+            return {line.split()[-1] for line in shown(app, "#run-curves").split("\n") if line.strip()}
+
+        await until(pilot, lambda: ends() >= {"AC", "A"})
 
 
 def test_a_curve_is_drawn_from_its_first_to_its_last_value() -> None:
