@@ -296,8 +296,33 @@ def _patch(scene: Scene, known: Known) -> Table:
     return Table("patch", "what each patch restores or breaks; 1 is all of it", columns, tuple(rows))
 
 
+def _overview(scene: Scene) -> Table:
+    """The paragraphs by repetition count, then by stratum, with the share of the gradient in each layer."""
+    board, layers = scene.board, [f"gradient_L{layer}" for layer in range(scene.model.layers)]
+    columns = (
+        *("by", "low", "high", "n", "em", "nll", "memorized", "looked_at", "unique", "clusters", "code"),
+        *("gradients_of", "gradient_sum", *layers),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    counts = (board.counts or ()) if board is not None else ()
+    strata = (board.strata or ()) if board is not None else ()
+    for c in counts:
+        rows.append(("count", c.low, c.high, c.n, c.em, c.nll, c.memorized, *(None,) * (6 + len(layers))))
+    for i, s in enumerate(strata):
+        about = ("EM", s.low, s.high, s.n, None, s.nll, None, s.looked_at, s.unique, s.clusters, s.code)
+        shift = board.shifts[i] if board is not None and i < len(board.shifts) else None
+        shares = shift.shares if shift is not None and len(shift.shares) == len(layers) else (None,) * len(layers)
+        total = (shift.known, shift.total) if shift is not None and shift.shares else (None, None)
+        rows.append((*about, *total, *shares))
+    return Table("overview", "the set by repetition count and by stratum", columns, tuple(rows))
+
+
 def _findings(scene: Scene, known: Known) -> Table:
-    """Every claim that was tested, with its numbers and the paper's."""
+    """Every claim that was tested, with its numbers and the paper's; the overview where that is on show."""
+    from memloc_tui.widgets.findings_panel import SHOWN
+
+    if scene.setting(SHOWN) == "overview":
+        return _overview(scene)
     columns = (
         *("claim", "verdict", "effect", "low", "high", "unit", "n", "seed", "paper", "paragraph"),
         *("sentence", "says", "paper_says"),

@@ -119,10 +119,15 @@ class Export(Dialog[None]):
         what = f"memloc-{ids[self.study.current][:12]}" if choice.view != "list" else "memloc-paragraphs"
         part = {"tab": f"-{self.tab}", "tokens": "-tokens", "sweep": "-sweep"}.get(choice.view, "")
         try:
-            path = free_name(Path.cwd(), what + part, choice.kind)
+            folder = Path.cwd()
+        except OSError:
+            memloc.say("Not written: the folder that memloc-tui was started in is gone.", severity="error")
+            return
+        try:
+            path = free_name(folder, what + part, choice.kind)
             write_whole(path, text or memloc.export_screenshot())
         except OSError as error:
-            memloc.say(f"Not written: {error.strerror or error} ({Path.cwd()}).", severity="error")
+            memloc.say(f"Not written: {error.strerror or error} ({folder}).", severity="error")
             return
         memloc.say(f"Written: {path}")
 

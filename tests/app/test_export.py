@@ -155,6 +155,20 @@ async def test_a_folder_that_cannot_be_written_is_said(app: MemlocApp, monkeypat
         assert "No space left" in notices(app)[-1]
 
 
+async def test_a_start_folder_that_is_gone_is_said(
+    app: MemlocApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        gone.rmdir()
+        await pilot.press("e", "s")
+        await pilot.pause(0.1)
+        assert notices(app)[-1] == "Not written: the folder that memloc-tui was started in is gone."
+        assert app.is_running
+
+
 def test_the_tables_of_the_tabs_hold_the_results_numbers() -> None:
     scene, known = make_scene(switches={}), Answers()
     known.results[scene.gradients()] = gradients(1)

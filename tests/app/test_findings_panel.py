@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,6 +214,45 @@ async def test_the_overview_against_a_naive_loop_and_enter_opens_a_paragraph(app
         assert paragraphs.repetitions[app.explorer.current] == low
         await pilot.press("v")
         await until(pilot, lambda: "all-or-nothing" in shown(app, "#findings-claims"))
+
+
+async def test_the_overview_is_exported_where_it_is_on_show(app: MemlocApp, session: Session, tmp_path: Path) -> None:
+    keep(session, made("harder-to-corrupt", session._paragraphs.ids[61]))
+
+    async def exported(pilot: Any) -> list[dict[str, str]]:
+        await pilot.press("e", "c")
+        await until(pilot, lambda: list(tmp_path.glob("memloc*.csv")))
+        (path,) = tmp_path.glob("memloc*.csv")
+        await pilot.pause(0.1)
+        lines = list(csv.DictReader(path.read_text().splitlines()))
+        path.unlink()
+        return lines
+
+    async with app.run_test(size=(140, 44)) as pilot:
+        await opened(pilot)
+        await pilot.press("0", "v")
+        await until(pilot, lambda: "EM 50" in shown(app, "#overview-strata"))
+        assert {line["gradient_L0"] for line in await exported(pilot)} == {""}
+        await pilot.press("t")
+        await until(pilot, lambda: "0.75" in shown(app, "#overview-shift") and not app.explorer.finds.running, 10)
+        lines = await exported(pilot)
+        await pilot.press("v")
+        await until(pilot, lambda: app.explorer.query_one("#findings-claims").display)
+        assert [line["claim"] for line in await exported(pilot)] == ["harder-to-corrupt"]
+    counts, strata = ([line for line in lines if line["by"] == by] for by in ("count", "EM"))
+    for line in counts:
+        low, high = int(line["low"]), int(line["high"])
+        ems = [base_em(row) for row in range(ROWS) if low <= session._paragraphs.repetitions[row] <= high]
+        assert (int(line["n"]), int(line["memorized"])) == (len(ems), ems.count(50))
+        assert float(line["em"]) == pytest.approx(sum(ems) / len(ems))
+    assert sum(int(line["n"]) for line in counts) == ROWS
+    for line in strata:
+        ems = [base_em(row) for row in range(ROWS) if int(line["low"]) <= base_em(row) <= int(line["high"])]
+        assert int(line["n"]) == len(ems)
+        assert float(line["nll"]) == pytest.approx(np.mean([2 - em / 25 for em in ems]), rel=1e-5)
+        assert (float(line["gradient_L0"]), float(line["gradient_L1"])) == pytest.approx((0.75, 0.25))
+        assert float(line["gradient_sum"]) > 0
+        assert int(line["gradients_of"]) > 0
 
 
 async def test_it_fits_a_narrow_terminal(app: MemlocApp, session: Session) -> None:
