@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ from memloc_core.requests import (
     ParameterGradients,
     RareTokens,
     Rarity,
+    Sweep,
 )
 from tests.conftest import result
 
 COMMAND = (sys.executable, "-m", "memloc_tui", "analyze")
-LIMIT = 12
+LIMIT = 16
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,16 @@ def strata(demo, demo_paragraphs):
 def same(told, wanted):
     """JSON's numbers (null for nan) against an array."""
     np.testing.assert_allclose(np.array(told, np.float64), np.asarray(wanted, np.float64), rtol=2e-3, atol=1e-6)
+
+
+def flags(options):
+    """--name value ..."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def differ(a, b):
+    """What an option changes is far more than `same` lets pass."""
+    assert not np.allclose(a, b, rtol=2e-2, atol=1e-5, equal_nan=True)
 
 
 def test_gradients_attention_and_patching_of_one_paragraph(memloc, demo, demo_paragraphs, strata):
@@ -100,6 +112,77 @@ def test_contrast_rarity_ablation_and_rare_tokens_of_a_set(memloc, demo, demo_pa
     frequent = demo_paragraphs.ranked_tokens("most-frequent", 50)
     effect = result(demo, RareTokens(memorized, counts, frequent))
     same(told("rare-tokens", "--set", "memorized")["difference"], effect.difference)
+
+
+def test_each_option_of_an_analysis_of_one_paragraph_counts(memloc, demo, demo_paragraphs, strata):
+    """The numbers are those of the question that the option makes, and not those without it."""
+    row, id_ = strata[0][0][0], demo_paragraphs.ids[strata[1][0][0]]
+    twin = ((48, 7),)
+
+    def told(*arguments):
+        done = memloc(*arguments, "--paragraph", id_, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    gradients = result(demo, ParameterGradients((row,)))
+    record = told("parameter-gradients", "--score", "l2")
+    same(record["layer_shares"], gradients.l2[0].sum(-1) / gradients.l2[0].sum())
+    differ(gradients.l2[0].sum(-1) / gradients.l2[0].sum(), gradients.max[0].sum(-1) / gradients.max[0].sum())
+    looks = [result(demo, Attention(row, query=query)) for query in (20, -1)]
+    record = told("attention", "--query", "20")
+    same(record["head_weights"], looks[0].weights[1, 2])
+    differ(looks[0].entropy, looks[1].entropy)
+    estimate, exact = result(demo, AttributionPatching(row, twin)), result(demo, ActivationPatching(row, twin))
+    for which, wanted in (("none", estimate), ("all", exact)):
+        record = told("patching", "--position", "48", "--token-id", "7", "--exact", which)
+        same(record["residual"], wanted.residual)
+        assert (record["exact"], record["cells"]) == (wanted.exact, wanted.cells)
+    differ(estimate.residual, exact.residual)
+    assert np.isfinite(exact.residual).all()  # where only the top cells are run, the others are nan
+    drawn = result(demo, Sweep(row, draws=2, seed=3))
+    record = told("sweep", "--verified", "--draws", "2", "--seed", "3")
+    assert record["replacements"] == drawn.replacements.tolist()
+    assert record["em"] == drawn.em.tolist()
+    assert record["bound"] == pytest.approx(4 * record["error"]) != 0
+    assert told("sweep", "--draws", "2", "--seed", "3")["bound"] is None  # nothing was computed in bfloat16
+
+
+def test_each_option_of_an_analysis_of_a_set_counts(memloc, demo, demo_paragraphs, strata):
+    (memorized, others), rows = strata
+    counts = tuple(map(demo_paragraphs.prefix_counts, rows[0]))
+    clusters = tuple(demo_paragraphs.related(rows[0]).tolist())
+
+    def told(*arguments):
+        done = memloc(*arguments, "--limit", str(LIMIT), "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    mean, zero = (result(demo, HeadAblation(memorized, others, others, kind=kind)) for kind in ("mean", "zero"))
+    same(told("ablation", "--all", "--kind", "mean")["memorized_nll"], mean.memorized_nll)
+    differ(mean.memorized_nll, zero.memorized_nll)
+    chosen = {"query": 50, "shuffle": "paragraphs", "seed": 3}
+    rarity = Rarity(memorized, counts, clusters=clusters)
+    record, wanted = told("rarity", "--set", "memorized", *flags(chosen)), result(demo, replace(rarity, **chosen))
+    same(record["tau"], wanted.tau)
+    same(record["null_low"], wanted.null_low)
+    for option, field in (("query", "tau"), ("shuffle", "null_low"), ("seed", "null_low")):
+        without = replace(rarity, **{name: value for name, value in chosen.items() if name != option})
+        differ(getattr(wanted, field), getattr(result(demo, without), field))
+    chosen = {"pairs": 2, "seed": 3, "reference": "own"}
+    counts, frequent = (
+        tuple(map(demo_paragraphs.prefix_counts, rows[1])),
+        demo_paragraphs.ranked_tokens("most-frequent", 50),
+    )
+    rare = RareTokens(others, counts, frequent)
+    record, wanted = (
+        told("rare-tokens", "--set", "non-memorized", *flags(chosen)),
+        result(demo, replace(rare, **chosen)),
+    )
+    assert record["em_before"] == [50] * LIMIT  # of their own text; of the true one they have at most 10
+    assert record["rare_drop"] == wanted.rare_drop.tolist()
+    for option in chosen:
+        without = replace(rare, **{name: value for name, value in chosen.items() if name != option})
+        assert record["rare_drop"] != result(demo, without).rare_drop.tolist()
 
 
 @pytest.mark.parametrize(
