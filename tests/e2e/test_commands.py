@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from memloc_core.errors import UsageError
+from memloc_core.language_model import load
 from memloc_core.requests import ExactMatch, OpenModel, Perturb, Sweep
 from memloc_tui.console import print_json
 from memloc_tui.files import check_can_be_written, write_whole
@@ -71,8 +73,6 @@ def listed(memloc):
 
 @pytest.fixture(scope="module")
 def tiny(place):
-    from memloc_core.language_model import load
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield load(OpenModel(str(place / "tiny"), device="cpu"))
@@ -168,6 +168,45 @@ def test_sweep_is_that_of_the_analysis(memloc, tiny, place):
     drops = [expected.em_before - row[0] for row in expected.em.tolist()]
     assert record["drops"] == drops
     assert record["mean_drop"] == pytest.approx(sum(drops) / 50)
+
+
+def test_other_lengths_are_other_paragraphs(memloc, tiny):
+    lengths = ("--prefix-length", "30", "--continuation-length", "20")
+    records = json.loads(succeeded(memloc(*OPTIONS, "list", *lengths, "--json")))
+    cut = tuple(row[:50] for row in rows_of(*range(70)))
+    assert [r["id"] for r in records] == [hashlib.sha256(struct.pack("<50q", *row)).hexdigest()[:10] for row in cut]
+    np.testing.assert_allclose([r["nll"] for r in records], result(tiny, ExactMatch(cut, 30)).nll, rtol=1e-4)
+
+
+def test_a_revision_is_another_model_of_the_same_name(memloc, place, tiny, make_checkpoint):
+    """Two commits in the hub's cache; `list` and `scan` ask the one that is named."""
+    other = make_checkpoint("other", hidden_size=16)
+    give_words(other)
+    in_hub_cache(place / "hub", {"main": place / "tiny", "then": other})
+    (place / "few.jsonl").write_text("".join(json.dumps({"tokens": row}) + "\n" for row in ROWS[:2]))
+    small = load(OpenModel(str(other), device="cpu"))
+    common = ("--model", "somebody/tiny", "--device", "cpu")
+    for revision, lm in ((), tiny), (("--revision", "then"), small):
+        records = json.loads(succeeded(memloc("list", *common, "--paragraphs", "rows.npy", *revision, "--json")))
+        np.testing.assert_allclose(
+            [r["nll"] for r in records], result(lm, ExactMatch(rows_of(*range(70)))).nll, rtol=1e-4
+        )
+    options = ("--out", "then.parquet", "--min-unique", "0")
+    done = memloc("scan", "few.jsonl", *common, "--revision", "then", *options)
+    assert done.returncode == 0, done.stderr
+    nll = {tuple(row["tokens"]): row["nll"] for row in pq.read_table(place / "then.parquet").to_pylist()}
+    np.testing.assert_allclose(
+        [nll[row] for row in rows_of(0, 1)], result(small, ExactMatch(rows_of(0, 1))).nll, rtol=1e-4
+    )
+
+
+def in_hub_cache(folder, revisions):
+    """somebody/tiny as the hub's own tools lay it down: a commit for each branch."""
+    repository = folder / "models--somebody--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for number, (branch, checkpoint) in enumerate(revisions.items()):
+        (repository / "refs" / branch).write_text(str(number) * 40)
+        shutil.copytree(checkpoint, repository / "snapshots" / (str(number) * 40))
 
 
 def test_text_that_the_output_cannot_hold_is_escaped_and_hostile_text_made_visible(memloc, place):

@@ -137,6 +137,22 @@ def test_a_terminal_of_20_by_5_is_asked_to_grow_and_then_shows_everything():
         terminal.until("Continuation")
 
 
+def test_theme_and_no_mouse_reach_the_terminal(explorer):
+    """Clicks are asked for and colours drawn as a rule; with the options, not."""
+    mouse = (b"\x1b[?1000h", b"\x1b[?1003h")
+    assert all(code in explorer.raw for code in mouse)
+    assert "default" not in backgrounds(explorer)
+    with Terminal([*COMMAND, "--theme", "ansi-light", "--no-mouse"]) as terminal:
+        terminal.until(known_and_settled, READY)
+        assert not any(code in terminal.raw for code in mouse)
+        assert "default" in backgrounds(terminal)  # the terminal's own, as the themes with "ansi" leave it
+
+
+def backgrounds(terminal: Terminal) -> set[str]:
+    """The background of the first column's cells."""
+    return {line[0].bg for line in terminal.screen.buffer.values()}
+
+
 def test_a_paragraph_of_escape_codes_reaches_the_terminal_as_visible_glyphs_only(tmp_path, demo_paragraphs):
     attack = "\x1b]52;c;cHduZWQ=\x07\x1b]0;pwned\x07\x1b[2J\x9b31m[bold]x[/bold]\u202e\x00\x7f"
     alphabet = json.loads((Path(__file__).parents[2] / "core/memloc_core/demo/model/tokenizer.json").read_text())

@@ -19,6 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from memloc_core.language_model import load
+from memloc_core.requests import ExactMatch, OpenModel
+from tests.conftest import result
+
 COMMAND = (sys.executable, "-m", "memloc_tui")
 KILLS = int(os.environ.get("MEMLOC_SCAN_KILLS", "1"))
 OPTIONS = ("--model", "tiny", "--device", "cpu", "--keep", "memorized,partly,non-memorized:40", "--min-unique", "0")
@@ -52,11 +56,11 @@ def environment(place):
 
 @pytest.fixture(scope="module")
 def start(place, environment):
-    def start(*arguments, **options):
+    def start(*arguments, env=environment, **options):
         return subprocess.Popen(
             (*COMMAND, *arguments),
             cwd=place,
-            env=environment,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -195,6 +199,70 @@ def test_wrong_use_is_one_sentence_and_leaves_no_file(arguments, said, memloc, p
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(place.glob("x.*"))
+
+
+def test_the_nll_of_every_window_is_told_where_it_is_asked_for(memloc, place):
+    options = ("--model", "tiny", "--device", "cpu", "--min-unique", "0", "--limit", "8", "--json")
+    lm = load(OpenModel(str(place / "tiny"), device="cpu"))
+    rows = [json.loads(line)["tokens"] for line in (place / "corpus.jsonl").read_text().splitlines()[:8]]
+    scores = result(lm, ExactMatch(tuple(tuple(row[i : i + 100]) for row in rows for i in range(0, len(row) - 99, 50))))
+    for flag in ((), ("--nll",)):
+        done = memloc("scan", "corpus.jsonl", "--out", f"nll{len(flag)}.parquet", *options, *flag)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["ems"] == [int((scores.em == em).sum()) for em in range(51)]
+        for em in set(scores.em.tolist()):
+            mean = scores.nll[scores.em == em].mean()
+            assert report["nlls"][em] == (pytest.approx(mean, rel=1e-4) if flag else None)
+
+
+def test_a_set_that_is_there_is_replaced_with_restart_alone(memloc, place):
+    def scan(*more):
+        return memloc("scan", "corpus.jsonl", "--out", "again.parquet", *OPTIONS, "--limit", "4", "--json", *more)
+
+    assert json.loads(scan().stdout)["windows"] == 4 * 3 + 4  # the first document is longer
+    before = (place / "again.parquet").read_bytes()
+    refused = scan("--stride", "25")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--restart to replace it" in refused.stderr
+    assert (place / "again.parquet").read_bytes() == before
+    assert json.loads(scan("--stride", "25", "--restart").stdout)["windows"] == 4 * 5 + 8
+
+
+RAY = """
+import json
+
+class DataContext:
+    get_current = classmethod(lambda cls: cls())
+
+def is_initialized():
+    return False
+
+def init(**given):
+    if given.get("address") != "here:1":
+        raise ConnectionError(json.dumps(given))
+
+def cluster_resources():
+    return {"CPU": 99, "GPU": 1}
+"""
+
+
+def test_a_ray_cluster_is_asked_for_what_the_options_say(start, place, environment):
+    """A stand-in for ray: a cluster at one address, with one GPU."""
+    (place / "stand-in" / "ray").mkdir(parents=True)
+    for module in ("__init__", "data"):
+        (place / "stand-in" / "ray" / f"{module}.py").write_text(RAY)
+    path = os.pathsep.join((str(place / "stand-in"), environment.get("PYTHONPATH", "")))
+    command = ("scan", "corpus.jsonl", "--out", "ray.parquet", *OPTIONS, "--engine", "ray", "--workers", "3")
+    for more, says in (
+        (("--address", "there:2"), "No Ray cluster answers at there:2"),
+        ((), "No Ray cluster answers at this machine"),
+        (("--address", "here:1", "--gpus-per-worker", "0.5"), "3 workers with 0.5 GPU each want 1.5"),
+    ):
+        _, err = (process := start(*command, *more, env=environment | {"PYTHONPATH": path})).communicate(timeout=60)
+        assert process.returncode in (1, 2)
+        assert says in err.replace("\n", " ")
+    assert not (place / "ray.parquet.scan").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
