@@ -12,14 +12,18 @@ import xml.dom.minidom
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer
 
 from memloc_core import edit_files
+from memloc_core.demo import MODEL_FOLDER
 from memloc_core.requests import ExactMatch, Unlearn
 from tests.conftest import result
 
 COMMAND = (sys.executable, "-m", "memloc_tui")
 QUICK = ("--keep", "4", "--lr", "0.01")  # few rows to hold, large steps: a run of seconds
 FEW = ("--relearn", "1")
+LARGE = ("--steps", "8", "--sparsity", "0.05", "--kl-weight", "0.1")  # enough for an edit to teach something
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +108,7 @@ def test_people_read_both_goals_what_it_took_and_both_texts(memloc, files, unlea
 
 def test_an_alternative_is_taught_in_its_place(memloc, files, tmp_path):
     out = tmp_path / "taught.safetensors"
-    large = ("--steps", "8", "--sparsity", "0.05", "--kl-weight", "0.1")
-    arguments = (*large, "--objective", "edit", "--alternative", " nobody at all.")
+    arguments = (*LARGE, "--objective", "edit", "--alternative", " nobody at all.")
     done = memloc("unlearn", "--paragraph", files[1][1], *QUICK, *FEW, *arguments, "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr
     told, request = json.loads(done.stdout), edit_files.read_edit(out).request
@@ -115,6 +118,44 @@ def test_an_alternative_is_taught_in_its_place(memloc, files, tmp_path):
     assert len(taught) == len(target)
     assert told["taught_em"][told["best"]][0] > told["taught_em"][0][0]
     assert " nobody at all." in told["new_text"][0] or told["taught_em"][told["best"]][0] < 4
+
+
+def test_the_weights_of_one_head_are_changed_where_that_is_asked_for(memloc, files, tmp_path):
+    out = tmp_path / "head.safetensors"
+    mask = ("--mask", "head", "--place", "L2H3", "--sparsity", "0.0005")
+    options = ("--goal", "steps", "--steps", "2", "--seed", "5", "--relearn", "3")
+    arguments = (*QUICK, *mask, *options, "--out", str(out), "--json")
+    done = memloc("unlearn", "--paragraph", files[1][5], *arguments)
+    assert done.returncode == 0, done.stderr
+    told, kept = json.loads(done.stdout), edit_files.read_edit(out)
+    assert len(told["loss"]) == 2
+    assert len(told["remains"]["after"]["relearned_em"]) == 1 + 3
+    edit = kept.result.edit
+    assert len(edit) == 394  # of 786,432 weights
+    for number, name in enumerate(edit.parameters):
+        block, matrix = name.removeprefix("transformer.h.").split(".attn.attention.")
+        assert block == "2"
+        places = edit.indices[edit.starts[number] : edit.starts[number + 1]]
+        outputs, inputs = np.unravel_index(places, (128, 128))  # a matrix of torch's: [out, in]
+        own = inputs if matrix == "out_proj.weight" else outputs
+        assert set(own.tolist()) <= set(range(3 * 32, 4 * 32))
+    assert kept.request.seed == 5
+
+
+def test_what_is_taught_is_what_the_model_says_after_a_replacement(memloc, files, demo, demo_paragraphs, tmp_path):
+    out = tmp_path / "replaced.safetensors"
+    paragraph = demo_paragraphs.tokens[demo_paragraphs.ids.index(files[1][6])].tolist()
+    replaced = ("--replace", "49", " the", "--replace", "47", " and")
+    arguments = ("--objective", "edit", *replaced, *LARGE, *QUICK, *FEW)
+    done = memloc("unlearn", "--paragraph", files[1][6], *arguments, "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    (taught,) = edit_files.read_edit(out).request.alternatives
+    words = Tokenizer.from_file(str(MODEL_FOLDER / "tokenizer.json"))
+    (the,), (and_,) = (words.encode(text).ids for text in (" the", " and"))
+    prompt = torch.tensor([[*paragraph[:47], and_, paragraph[48], the]])
+    settings = {"max_new_tokens": 50, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    said = demo.model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
+    assert list(taught) == paragraph[:50] + said[0, 50:].tolist() != paragraph
 
 
 def started(own, files, *arguments):
@@ -229,6 +270,19 @@ def test_masks_are_compared_and_a_comparison_goes_on_where_it_was(memloc, files,
     assert "4 of them known" in again.stderr
     assert "random 0.1 %" in again.stdout
     assert json.loads((folder / "table.json").read_text()) == told
+
+
+def test_seeds_places_and_shares_make_the_runs_of_a_comparison(memloc):
+    masks = ("--masks", "layer:L1", "--masks", "layer:L2")
+    done = memloc(*COMPARE, *masks, "--seeds", "2", "--seed", "4", "--sparsity", "0.002", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    runs = [(trial["mask"], trial["place"], trial["seed"]) for trial in told["trials"]]
+    assert sorted(runs) == sorted([("layer", place, seed) for place in ("L1", "L2") for seed in (4, 5)] * 2)
+    assert {trial["weights"] for trial in told["trials"]} == {1573}  # a five-hundredth of 786,432
+    assert [(arm["label"], arm["runs"]) for arm in told["arms"]] == [("L1 0.2 %", 4), ("L2 0.2 %", 4)]
+    drifts = {(t["id"], t["place"], t["seed"]): t["kl"] for t in told["trials"]}
+    assert len(set(drifts.values())) == 8, "neither place nor seed changed a run"
 
 
 @pytest.mark.parametrize(
