@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from memloc_core.requests import Sweep
+from tests.conftest import result
 from tests.terminal import ENTER, ESCAPE, Terminal
 
 COMMAND = [sys.executable, "-m", "memloc_tui"]
@@ -98,10 +100,17 @@ def test_a_person_clicks_a_token_replaces_it_and_reads_the_new_exact_match(explo
     explorer.until(lambda t: "→" not in re.search(r"3 Continuation.*", t)[0])
 
 
-def test_a_sweep_marks_every_token_with_its_drop(explorer, demo_paragraphs):
+def test_a_sweep_marks_every_token_with_its_drop(explorer, demo, demo_paragraphs):
+    drops = result(demo, Sweep(demo_paragraphs.row(current(explorer, demo_paragraphs)))).drops()
     explorer.type("w")
     text = explorer.until(lambda t: re.search(r"mean drop [\d.]+, n 50", t) and "overlay: EM drop" in t, READY)
     assert "seed 0" in text
+    assert f"mean drop {drops.mean():.1f}, n 50" in text
+    column, line = explorer.find("2 Prefix")
+    _, below = explorer.find("3 Continuation")
+    under = explorer.screen.display[line + 2 : below - 1 : 3]  # the tokens, a line of numbers, an empty one
+    marked = [int(number) for words in under for number in words[column:].split() if number.isdecimal()]
+    assert marked == drops.tolist()
 
 
 def test_the_engine_is_killed_and_the_next_question_is_answered(explorer, demo, demo_paragraphs):

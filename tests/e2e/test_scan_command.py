@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from memloc_core.requests import ExactMatch, OpenModel
 from tests.conftest import result
 
 COMMAND = (sys.executable, "-m", "memloc_tui")
-KILLS = int(os.environ.get("MEMLOC_SCAN_KILLS", "1"))
+KILLS = int(os.environ.get("MEMLOC_SCAN_KILLS", "2"))
 OPTIONS = ("--model", "tiny", "--device", "cpu", "--keep", "memorized,partly,non-memorized:40", "--min-unique", "0")
 BLOCKS = ("--block-tokens", "2000")
 
@@ -119,28 +118,32 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, p
     folder, out = place / "killed.parquet.scan", place / "killed.parquet"
     draw = random.Random(1)
     command = ("scan", "corpus.jsonl", "--out", "killed.parquet", *OPTIONS, *BLOCKS, "--count-duplicates", "--json")
-    times = {}
+    written = {}
 
-    def further(before):
-        done = blocks_of(folder)
-        return before < done or (folder / "windows.npy").exists()
+    def further():
+        return blocks_of(folder) > len(written) or (folder / "windows.npy").exists()
+
+    def blocks():
+        return {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").glob("[0-9]*")}
 
     for _ in range(KILLS):
         process = start(*command, start_new_session=True)
-        before = blocks_of(folder)
-        if draw.random() < 0.8:  # else wherever it is in starting
-            wait_for(partial(further, before), process)
-        time.sleep(draw.random() * 0.5)
+        wait_for(further, process)
+        time.sleep(draw.random() * 0.2)
         process.kill()
         process.communicate()
-        now = {p.name: p.stat().st_mtime_ns for p in (folder / "blocks").glob("[0-9]*")} if folder.is_dir() else {}
-        assert all(now.get(name) == written for name, written in times.items()), "a finished block was written again"
-        times = now
-    done = memloc(*command, "--workers", "2")  # how many engines there are makes no difference either
-    assert done.returncode == 0, done.stderr
+        now = blocks()
+        assert written.items() <= now.items(), "a finished block was written again"
+        assert now
+        written = now
+    process = start(*command, "--workers", "2")  # how many engines there are makes no difference either
+    wait_for(further, process)
+    assert written.items() <= blocks().items()
+    stdout, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
     report, table = whole
     assert pq.read_table(out).equals(table)
-    again = json.loads(done.stdout)
+    again = json.loads(stdout)
     assert {k: v for k, v in again.items() if k not in ("seconds", "reading", "scoring", "out", "counts")} == {
         k: v for k, v in report.items() if k not in ("seconds", "reading", "scoring", "out", "counts")
     }
@@ -149,11 +152,12 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, p
 
 
 def test_while_a_scan_runs_its_set_opens_a_second_scan_is_refused_and_ctrl_c_ends_it(start, memloc, place):
-    process = start("scan", "corpus.jsonl", "--out", "open.parquet", *OPTIONS, *BLOCKS)
+    command = ("scan", "corpus.jsonl", "--out", "open.parquet", *OPTIONS, *BLOCKS, "--stride", "5")
+    process = start(*command)
     wait_for((place / "open.parquet").exists, process)
     process.send_signal(signal.SIGSTOP)  # a scan that takes hours looks like this to who opens its set
     try:
-        refused = memloc("scan", "corpus.jsonl", "--out", "open.parquet", *OPTIONS, *BLOCKS)
+        refused = memloc(*command)
         assert refused.returncode == 2
         assert "Another scan is writing" in refused.stderr
         shown = memloc("list", "--model", "tiny", "--device", "cpu", "--paragraphs", "open.parquet", "--json")
@@ -161,13 +165,12 @@ def test_while_a_scan_runs_its_set_opens_a_second_scan_is_refused_and_ctrl_c_end
         rows = pq.read_table(place / "open.parquet").to_pylist()
         assert [row["em"] for row in json.loads(shown.stdout)] == [row["em"] for row in rows]
     finally:
+        process.send_signal(signal.SIGINT)  # it waits until the scan goes on
         process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    if process.returncode != 0:  # it may have been through already
-        assert process.returncode == 130
-        assert "blocks are kept" in err
-        assert "Traceback" not in err
+    assert process.returncode == 130
+    assert f"{blocks_of(place / 'open.parquet.scan')} finished blocks are kept" in err
+    assert "Traceback" not in err
 
 
 def test_a_full_disk_is_said_and_what_is_finished_is_kept(memloc, place):
