@@ -11,6 +11,7 @@ import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,43 @@ needs_web = pytest.mark.skipif(aiohttp is None, reason="the extra `web` is not i
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@contextmanager
+def serving(folder: Path, *arguments: str, **more: Any) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`memloc-tui serve`: where it says it is. Ctrl-C ends it, and that is no failure."""
+    env = {**os.environ, "MEMLOC_CACHE_DIR": str(folder), "MEMLOC_STATE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "memloc_tui", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, **more)
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        found = re.search(r"http://[\d.]+:\d+", said)
+        assert found, said
+        yield found.group(), process
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    env = {**os.environ, "MEMLOC_CACHE_DIR": str(folder), "MEMLOC_STATE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "memloc_tui", "serve", "--port", "0"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+", said)
-    assert found, said
-    yield found.group()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    with serving(tmp_path_factory.mktemp("served")) as (url, _):
+        assert url.startswith("http://127.0.0.1:")
+        yield url
+
+
+@needs_web
+@pytest.mark.skipif(sys.platform != "linux", reason="another loopback address answers on Linux alone")
+async def test_another_address_is_listened_on_with_a_warning(tmp_path: Path) -> None:
+    with serving(tmp_path, "--host", "0.0.0.0", stderr=subprocess.PIPE) as (url, process):
+        assert process.stderr is not None
+        assert "Warning: 0.0.0.0 may be reached from other machines" in process.stderr.readline()
+        port = url.removeprefix("http://0.0.0.0:")
+        elsewhere = f"http://127.0.0.2:{port}"  # this machine too, where a server on 127.0.0.1 alone does not answer
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(elsewhere, headers={"Host": f"box:{port}"}) as page,
+        ):
+            assert page.status == 200
 
 
 @needs_web
