@@ -257,7 +257,8 @@ def test_findings_as_a_table() -> None:
 
     from memloc_tui import tables
 
-    scene: Any = SimpleNamespace(board=SimpleNamespace(found={f.claim: f for f in findings()}))
+    board = SimpleNamespace(found={f.claim: f for f in findings()})
+    scene: Any = SimpleNamespace(board=board, setting=lambda switch: switch.options[0])
     table = tables.of_tab("findings", None, scene, scene)
     assert table is not None
     assert table.rows[0][:7] == ("separate", "holds", 41.5, 40.25, 43.0, "tokens", 64)
