@@ -50,6 +50,17 @@ def only(lm: Any, rows: int) -> Iterator[list[int]]:
 
 
 KINDS = [kind for kind in ANALYSES if kind is not r.ExportCheckpoint]
+# These never ask for more than one row at once, or for none.
+ONE_BY_ONE = {
+    r.NearDuplicates,
+    r.Continue,
+    r.Alternatives,
+    r.ParameterGradients,
+    r.ActivationGradients,
+    r.Attention,
+    r.AttentionPattern,
+    r.ScoreWindows,
+}
 FEW = {r.Sweep, r.Rarity, r.PrefixSignals}
 # These may need more rows at once than one: a paragraph beside its twin; what a run compares with.
 FIXED = {r.Perturb, r.AttributionPatching, r.ActivationPatching, r.Unlearn, r.TryRun, r.EstimateRun, r.MeasureRemains}
@@ -75,6 +86,7 @@ def test_every_analysis_with_too_little_memory_answers_the_same_and_says_so(
             assert bool(refused) == any(SAID in notice for notice in answer.provenance.notices)
         assert equal(copy_of(demo), weights)
     assert not differs(engine.answer(questions.ask(kind)).result, whole)
+    assert (refusals == 0) == (kind in ONE_BY_ONE)
     seen(f"{refusals} refusals")
 
 

@@ -298,4 +298,5 @@ async def test_random_frames_from_a_fake_worker(tmp_path: Path, monkeypatch: pyt
         finally:
             await client.close()
         assert client._asked == {}
+    assert min(right, wrong) > n // 20
     seen(f"{n} answers of a fake worker: {wrong} told to be none, {right} unharmed")

@@ -73,6 +73,7 @@ def plain_logits(folder, dtype=torch.float32):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    model.requires_grad_(False)  # Mamba's convolution takes another road for weights that want a gradient
     with torch.no_grad():
         return model(input_ids=IDS).logits
 
@@ -160,6 +161,8 @@ FAMILIES = {
     "opt": {**SHAPE, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     | {"word_embed_proj_dim": 16, "max_position_embeddings": 64},
     "bloom": {**SHAPE, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "falcon": {**SHAPE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": True},
+    "mamba": {**SHAPE, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
 
 

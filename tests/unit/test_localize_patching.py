@@ -326,7 +326,12 @@ def test_every_request_and_answer_survives_the_codec(request_):
 def test_in_bfloat16_every_analysis_gives_numbers(request_):
     given = result(tiny("qwen3", torch.bfloat16), request_)
     for name, value in vars(given).items():
-        if isinstance(value, np.ndarray) and type(request_) is not ActivationPatching:
+        if type(request_) is ActivationPatching and name in requests.PATCH_SITES:
+            cells = [(layer, place) for site, layer, place in request_.cells if site == name]
+            first = 0 if name == "heads" else given.first
+            assert all(np.isfinite(value[:, :, layer, place - first]).all() for layer, place in cells), name
+            assert np.isfinite(value).sum() == 4 * len(cells), "both directions and metrics of the cells, and no others"
+        elif isinstance(value, np.ndarray):
             assert np.isfinite(value).all(), name
 
 

@@ -42,7 +42,8 @@ def test_the_headers_say_how_many_weights_there_are(tmp_path, kind):
     if "bin" in kind:
         (tmp_path / "model.safetensors").unlink()
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    assert len(list(tmp_path.glob("*.safetensors"))) == {"one file": 1, "half": 1}.get(kind, 0) or kind == "shards"
+    files = len(list(tmp_path.glob("*.safetensors")))
+    assert files > 1 if kind == "shards" else files == ("bin" not in kind)
     numbers = sum(p.numel() for p in model.parameters())
     found = weights_of(tmp_path)
     assert found.numbers == pytest.approx(numbers, rel=0.01 if "bin" in kind else 0)
