@@ -29,6 +29,20 @@ def signals(demo: Any, demo_paragraphs: Any) -> tuple[Any, list[int]]:
     return result(demo, request), rows
 
 
+@pytest.mark.parametrize(
+    ("prefixes", "counts", "says"),
+    [
+        (((1, 2, 3, 4),) * 2, ((9, 9, 9, 9),) * 2, "A prefix of 4 tokens shows too little; at least 5"),
+        (((1, 2, 3, 4, 5),) * 2, ((9, 9, 9, 9, 9),), "needs its corpus count"),
+        (((1, 2, 3, 4, 5),) * 2, ((9, 9, 9, 9),) * 2, "needs its corpus count"),
+    ],
+)
+def test_prefixes_that_show_nothing_are_refused(demo: Any, prefixes: Any, counts: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        result(demo, PrefixSignals(prefixes, counts))
+    assert result(demo, PrefixSignals(((1, 2, 3, 4, 5),), ((9, 9, 9, 9, 9),))).values.shape[0] == 1
+
+
 def test_every_signal_is_what_a_plain_loop_gives(demo: Any, demo_paragraphs: Any, signals: Any) -> None:
     found, rows = signals
     for line, row in zip(found.values, rows, strict=True):

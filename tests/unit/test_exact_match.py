@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,20 @@ def test_alternatives_are_the_likeliest_other_tokens(demo, demo_paragraphs):
     np.testing.assert_allclose(told.probabilities, probabilities[expected], rtol=1e-4)
 
 
+def test_alternatives_to_the_first_token_are_what_comes_after_begin_of_text_if_there_is_one(demo, monkeypatch):
+    with torch.no_grad():
+        probabilities = demo.model(input_ids=torch.tensor([[demo.bos]])).logits[0, -1].softmax(-1)
+    first = int(probabilities.argmax())
+    told = result(demo, Alternatives((first, 5, 7), 0, 4))
+    expected = probabilities.argsort(descending=True)[1:5]
+    assert told.tokens.tolist() == expected.tolist()
+    np.testing.assert_allclose(told.probabilities, probabilities[expected], rtol=1e-4)
+    monkeypatch.setattr(demo, "bos", None)
+    nothing = result(demo, Alternatives((first, 5, 7), 0, 4))
+    assert (nothing.tokens.shape, nothing.probabilities.shape) == ((0,), (0,))
+    assert len(result(demo, Alternatives((first, 5, 7), 1, 4)).tokens) == 4
+
+
 def test_out_of_memory_halves_the_batch_and_changes_nothing(demo, demo_paragraphs):
     request = ExactMatch(tuple(map(tuple, demo_paragraphs.tokens[:40].tolist())))
     whole = result(demo, request)
@@ -279,6 +295,37 @@ def test_a_scan_takes_no_window_without_numbers_for_one_that_is_not_recited(brok
     monkeypatch.setattr(broken, "reuses_prefix", reuses)
     with pytest.raises(MemlocError, match="no numbers"):
         exact_matches(broken, torch.tensor(_SPOILED), 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "edits", "hint"),
+    [
+        ("float32", (), "its weights may be broken"),
+        ("bfloat16", (), "--dtype float32 may help"),
+        ("bfloat16", ("f" * 64,), "switch the edits off"),
+        ("float32", ("f" * 64,), "switch the edits off"),
+    ],
+)
+def test_text_without_numbers_is_refused_with_what_may_help(dtype, edits, hint, monkeypatch):
+    lm = tiny("gpt_neo")
+    monkeypatch.setattr(lm, "info", replace(lm.info, dtype=dtype))
+    monkeypatch.setattr(lm, "edits", edits)
+    lm.refuse_no_numbers(torch.tensor([1.0, torch.inf]), 2.0)
+    with pytest.raises(MemlocError, match=rf"no numbers \(NaN\) in {dtype} for this text; {hint}\."):
+        lm.refuse_no_numbers(1.0, torch.tensor([1.0, torch.nan]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_whose_logits_are_not_finite_is_not_opened(value):
+    lm = tiny("gpt2")
+    weight = lm.model.get_input_embeddings().weight.data
+    before = weight.clone()
+    try:
+        weight[7] = value  # one of the tokens that a model is tried with
+        with pytest.raises(MemlocError, match="gives logits that are not finite; its weights are damaged"):
+            language_model.LanguageModel(lm.model, lm.info)
+    finally:
+        weight.copy_(before)
 
 
 def test_one_paragraph_without_numbers_is_told_and_the_others_are_scored(broken):

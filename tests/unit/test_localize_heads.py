@@ -349,6 +349,7 @@ def test_between_two_steps_of_an_ablated_analysis_the_model_is_whole():
         ("opt", Attention(paragraphs(1)[0], P), "Attention needs"),
         ("gpt2", rarity_request(9), r"at least 10 paragraphs .* 9 were given"),
         ("gpt2", Rarity(paragraphs(12), rarity_request(12).counts, P, clusters=(1,) * 12), "1 was given"),
+        ("gpt2", Rarity(paragraphs(12), rarity_request(12).counts, P, clusters=(1,) * 11), "11 clusters .* 12 par"),
         ("gpt2", Rarity(paragraphs(12), rarity_request(12).counts[:3], P), "one corpus count"),
         ("gpt2", Rarity(paragraphs(12), ((7,) * P,) * 12, P), "at least 5 ranks"),
         ("gpt2", replace(rarity_request(12), resamples=0), "at least 20 resamples"),

@@ -210,6 +210,19 @@ def test_next_best_is_what_the_model_expected_there(demo, rows):
         np.testing.assert_array_equal(told.replacements[position], expected)
 
 
+def test_next_best_at_the_first_position_is_what_begins_a_text_or_what_comes_second(demo, rows, monkeypatch):
+    for bos in (demo.bos, None):  # where nothing predicts it: what the model expects after it
+        monkeypatch.setattr(demo, "bos", bos)
+        with torch.no_grad():
+            logits = demo.model(input_ids=torch.tensor([[rows[0][0] if bos is None else bos]])).logits[0, -1]
+        expected = [token for token in logits.argsort(descending=True).tolist() if token != rows[0][0]][:3]
+        told = result(demo, Sweep(rows[0], "next-best", draws=3)).replacements
+        assert told[0].tolist() == expected
+        with torch.no_grad():
+            after_two = demo.model(input_ids=torch.tensor([rows[0][:2]])).logits[0, -1].argsort(descending=True)
+        assert told[2].tolist() == [token for token in after_two.tolist() if token != rows[0][2]][:3]
+
+
 def test_ranked_tokens_follow_the_corpus_counts(demo_paragraphs):
     counts = demo_paragraphs.counts
     frequent = demo_paragraphs.ranked_tokens("most-frequent", 4)

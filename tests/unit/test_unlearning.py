@@ -156,8 +156,11 @@ def chosen_indices(lm, weights):
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox", "qwen3"])
 @pytest.mark.parametrize("mask", ["gradient", "difference", "ratio"])
-def test_masks_are_the_top_k_of_all_scores_in_one_vector(family, mask):
-    lm, request = tiny(family), asked(mask=mask, objective="memorize")
+@pytest.mark.parametrize("at_once", [64, 1])
+def test_masks_are_the_top_k_of_all_scores_in_one_vector(family, mask, at_once, monkeypatch):
+    """Also where only one row fits into a pass: then the gradients of all passes add up."""
+    lm, request = tiny(family), asked(targets=paragraphs(3), mask=mask, objective="memorize")
+    monkeypatch.setattr(lm, "rows_at_once", lambda length, backward=False: at_once)
     run = Training(lm, request)
     run.keep_what_was()
     k = masks.size(lm, mask, request.sparsity)
