@@ -831,7 +831,7 @@ def test_every_yield_shows_the_original_weights_and_the_numbers_are_those_of_the
         assert run.whole_em[1, at] == pytest.approx(np.mean(matched))
         true = torch.tensor(groups[name])[:4, 50:]
         nll = -afterwards[name][:4].gather(-1, true[..., None]).mean()
-        assert run.group_nll[-1, at] == pytest.approx(float(nll), rel=1e-4)
+        assert run.group_nll[-1, at] == pytest.approx(float(nll), rel=1e-3)
         same = (afterwards[name].argmax(-1) == originally[name].argmax(-1))[:4].float().mean()
         assert run.agreement[-1, at] == pytest.approx(float(same))
     assert np.isnan(run.group_em[-1, GROUPS.index("family")])
