@@ -24,6 +24,18 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     return
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notices stay known to `helpers.notices` after they have left the screen."""
+    notify = MemlocApp.notify
+
+    def kept(self: MemlocApp, message: str, **more: Any) -> None:
+        vars(self).setdefault("heard", []).append(message)
+        notify(self, message, **more)
+
+    monkeypatch.setattr(MemlocApp, "notify", kept)
+
+
 @pytest.fixture
 def session() -> FakeSession:
     return FakeSession()

@@ -80,7 +80,7 @@ def em_after(row: int, replacements: tuple[tuple[int, int], ...], reference: str
 
 
 class FakeSession:
-    """The interface of `memloc_tui.session.Session`; `delay`, `hold` and `fail` shape how answers come."""
+    """The interface of `memloc_tui.session.Session`; `hold`, `deaf` and `fail` shape how answers come."""
 
     def __init__(self, n: int = 30, paragraphs: ParagraphSet | None = None) -> None:
         self._vocabulary, self._paragraphs = make_vocabulary(), paragraphs or make_paragraphs(n)
@@ -100,7 +100,6 @@ class FakeSession:
         self.parts = ("vocabulary", "paragraphs", "model")
         self.closed = 0
         self.margin = 0.5
-        self.step = asyncio.Event()
         self.edits: tuple[Any, ...] = ()
         self.paused: list[bool] = []
         self.on_state: Callable[[str], None] = lambda state: None

@@ -47,4 +47,5 @@ def shown(app: MemlocApp, selector: str) -> str:
 
 
 def notices(app: MemlocApp) -> list[str]:
-    return [str(n.message) for n in app._notifications]
+    """Every notice since the start, also those that have left the screen by now (`conftest.heard` keeps them)."""
+    return list(vars(app).get("heard", ()))

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -1017,6 +1018,11 @@ async def test_a_tiny_terminal_says_so_and_recovers(app: MemlocApp) -> None:
         assert "007ab" in shown(app, "#paragraphs")
 
 
+def saved() -> dict[str, Any]:
+    """The resume state as it is on disk; {} before it was written."""
+    return next((json.loads(file.read_text()) for file in (Path.cwd() / "state").glob("*.json")), {})
+
+
 async def test_the_next_sitting_goes_on_where_this_one_stopped(session: FakeSession) -> None:
     def make() -> MemlocApp:
         return MemlocApp(Settings(model="fake", paragraphs="fake"), session)  # type: ignore[arg-type]
@@ -1027,9 +1033,8 @@ async def test_the_next_sitting_goes_on_where_this_one_stopped(session: FakeSess
         app.explorer.select(4)
         app.explorer.commit(((2, DOG),))
         await pilot.press("o", "o", "s", "S")
-        await pilot.pause(1.0)  # written as it goes, before any quitting
-        saved = json.loads(next((Path.cwd() / "state").glob("*.json")).read_text())
-        assert saved["overlay"] == "rarity"
+        await until(pilot, lambda: saved().get("overlay") == "rarity")  # written as it goes, before any quitting
+        assert (saved()["sort"], saved()["reverse"]) == ("NLL", True)
     app = make()
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
@@ -1082,7 +1087,7 @@ async def test_what_a_replacement_tells_of_its_row_does_not_stand_for_the_chunk_
         await opened(pilot)
         app.explorer.select(0)
         app.explorer.commit(((2, DOG),))
-        await pilot.pause(1.0)
+        await until(pilot, saved)
     session = FakeSession()  # another cache: nothing is known, and the replacement is answered first
     session.hold[ExactMatch] = asyncio.Event()
     async with (app := make(session)).run_test(size=WIDE) as pilot:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake import PIECES, SPECIAL, WORDS, C, FakeSession, P, make_paragraphs
 from helpers import opened, screen_lines, until
+from test_localize import LocalSession
 
 from memloc_core.requests import ParagraphSet
 from memloc_tui.app import MemlocApp
@@ -27,11 +28,12 @@ def hostile() -> ParagraphSet:
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
 async def test_no_control_character_reaches_the_screen(size: tuple[int, int]) -> None:
-    session = FakeSession(30, hostile())
+    session = LocalSession(30, hostile())
     app = MemlocApp(Settings(model="fake", paragraphs="hostile"), session)  # type: ignore[arg-type]
     async with app.run_test(size=size) as pilot:
         await opened(pilot)
         for keys in (
+            *"5678904",
             ["o"],
             ["w"],
             ["enter"],

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from fake import FakeSession
-from helpers import opened, screen_lines, until
+from helpers import notices, opened, screen_lines, until
 from textual.binding import Binding
 
 from memloc_tui.app import MemlocApp
@@ -83,5 +83,5 @@ async def test_every_key_can_be_pressed_everywhere(session: FakeSession, loaded:
                     await app.pop_screen()
                 app.explorer.query("FilterLine").remove()
                 await pilot.press(place, key)
-            assert app.is_running
-            assert not [n for n in app._notifications if "went wrong" in n.message]
+                assert app.is_running, key
+                assert not [said for said in notices(app) if "went wrong" in said], key

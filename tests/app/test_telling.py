@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from memloc_core.errors import Cancelled, MemlocError
 from memloc_core.requests import ExactMatch, PrefixSignals, Request, Signals
 from memloc_tui.app import MemlocApp
 from memloc_tui.catalogue import SORTS
+from memloc_tui.screens.explorer import Explorer
+from memloc_tui.screens.listing import TELL_AFTER
 from memloc_tui.settings import Settings
 
 
@@ -49,13 +52,28 @@ async def sort_by(pilot: Any, name: str) -> None:
         await pilot.press("s")
 
 
-async def test_the_order_asks_for_signals_and_shows_probabilities() -> None:
+@pytest.fixture
+def due(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What would begin a moment after the order was chosen, and waits for the test instead."""
+    callbacks: list[Callable[[], None]] = []
+    set_timer = Explorer.set_timer
+
+    def held(self: Explorer, delay: float, callback: Any = None, **more: Any) -> Any:
+        return callbacks.append(callback) if delay == TELL_AFTER else set_timer(self, delay, callback, **more)
+
+    monkeypatch.setattr(Explorer, "set_timer", held)
+    return callbacks
+
+
+async def test_the_order_asks_for_signals_and_shows_probabilities(due: list[Callable[[], None]]) -> None:
     session = Telling(120, spread(120))
     async with app_for(session).run_test(size=(120, 36)) as pilot:
         await opened(pilot)
         explorer = app_of(pilot).explorer
         await sort_by(pilot, "told")
+        await pilot.pause()
         assert not any(isinstance(request, PrefixSignals) for request in session.asked)  # somebody may only pass by
+        due.pop()()
         await until(pilot, lambda: (explorer.study.catalogue.told >= 0).all())
         told = explorer.study.catalogue.told
         assert [base_em(row) for row in explorer.list.order[:40]] == [50] * 40
@@ -87,16 +105,18 @@ async def test_it_waits_for_the_exact_matches_that_it_learns_from_and_no_others(
         assert explorer.study.catalogue.known == 64
 
 
-async def test_passing_by_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memloc_tui.screens.listing.TELL_AFTER", 0.6)
+async def test_passing_by_asks_nothing(due: list[Callable[[], None]]) -> None:
     session = Telling(120, spread(120))
     async with app_for(session).run_test(size=(120, 36)) as pilot:
         await opened(pilot)
-        await sort_by(pilot, "count")
-        await pilot.press("s", "s")
-        await asyncio.sleep(0.9)
+        await sort_by(pilot, "told")
+        await pilot.press("s")
+        for begin in due:
+            begin()
         await pilot.pause()
+        assert due
         assert not any(isinstance(request, PrefixSignals) for request in session.asked)
+        assert not app_of(pilot).explorer.listing.telling.running
 
 
 async def test_escape_stops_and_r_goes_on() -> None:
