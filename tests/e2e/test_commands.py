@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
-import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from memloc_cache.store import ResultCache
 from memloc_core.errors import UsageError
 from memloc_core.language_model import load
 from memloc_core.requests import ExactMatch, OpenModel, Perturb, Sweep
@@ -25,8 +26,8 @@ from memloc_tui.console import print_json
 from memloc_tui.files import check_can_be_written, write_whole
 from memloc_tui.start import has_terminal
 from tests.conftest import give_words, result
+from tests.e2e.conftest import succeeded, wait_for
 
-COMMAND = (sys.executable, "-m", "memloc_tui")
 ROWS = np.random.default_rng(0).integers(0, 120, (70, 100)).tolist()
 IDS = [hashlib.sha256(struct.pack("<100q", *row)).hexdigest()[:10] for row in ROWS]
 
@@ -41,28 +42,6 @@ def place(tiny_checkpoint, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def environment(place):
-    return os.environ | {
-        "MEMLOC_CACHE_DIR": str(place / "cache"),
-        "MEMLOC_STATE_DIR": str(place / "state"),
-        "HF_HUB_CACHE": str(place / "hub"),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "100",
-    }
-
-
-@pytest.fixture(scope="module")
-def memloc(place, environment):
-    """Run a command in the folder; returns the finished process."""
-
-    def run(*arguments, env=None, **options):
-        options = {"capture_output": True, "text": True, "timeout": 120, "stdin": subprocess.DEVNULL} | options
-        return subprocess.run((*COMMAND, *arguments), cwd=place, env=environment | (env or {}), **options)
-
-    return run
-
-
 OPTIONS = ("--model", "tiny", "--paragraphs", "rows.npy", "--device", "cpu")
 
 
@@ -71,22 +50,8 @@ def listed(memloc):
     return memloc(*OPTIONS, "list", "--json")
 
 
-@pytest.fixture(scope="module")
-def tiny(place):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load(OpenModel(str(place / "tiny"), device="cpu"))
-    torch.set_num_threads(threads)
-
-
 def rows_of(*indices):
     return tuple(tuple(ROWS[i]) for i in indices)
-
-
-def succeeded(done):
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
@@ -333,24 +298,19 @@ def children(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_ends_at_once_with_its_engine(place, environment, listed, how):
+def test_an_interrupted_sweep_ends_at_once_with_its_engine(place, memloc, listed, how):
+    def kept():
+        with closing(ResultCache(place / "cache")) as cache:
+            return cache.stats().entries
+
+    before = kept()
     arguments = (*OPTIONS, "analyze", "sweep", "--all", "--draws", "119", "--out", "sweep.jsonl")
-    process = subprocess.Popen(
-        (*COMMAND, *arguments),
-        cwd=place,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = memloc.start(*arguments, start_new_session=True)
     try:
-        until = time.monotonic() + 30
-        while not children(process.pid) and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_for(lambda: children(process.pid), process)
         (engine,) = children(process.pid)
         if how is signal.SIGINT:
-            time.sleep(5)  # in the middle of the first sweep, most likely
+            wait_for(lambda: kept() > before, process)  # one of the 70 sweeps is done, and another under way
             os.killpg(process.pid, how)  # as a terminal does: the engine gets it, too
         else:
             process.send_signal(how)
@@ -365,19 +325,11 @@ def test_an_interrupted_sweep_ends_at_once_with_its_engine(place, environment, l
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("list", "--json"), ("completion", "bash")])
-def test_a_reader_who_leaves_early_is_no_failure(place, environment, listed, arguments):
+def test_a_reader_who_leaves_early_is_no_failure(memloc, listed, arguments):
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(
-            (*COMMAND, *OPTIONS, *arguments),
-            cwd=place,
-            env=environment,
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
+        done = memloc(*OPTIONS, *arguments, stdout=writing)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
@@ -387,7 +339,7 @@ def test_a_reader_who_leaves_early_is_no_failure(place, environment, listed, arg
 @pytest.mark.parametrize("arguments", [("list",), ("list", "--json")])
 def test_a_full_disk_behind_stdout_is_one_sentence(memloc, listed, arguments):
     with open("/dev/full", "w") as full:
-        done = memloc(*OPTIONS, *arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        done = memloc(*OPTIONS, *arguments, stdout=full)
     assert (done.returncode, done.stderr) == (1, "memloc-tui: No space left on device.\n")
 
 

@@ -40,6 +40,7 @@ from memloc_core.scan.windows import Reading, read_block, vocabulary_of
 from memloc_tui import download as fetching
 from memloc_tui.scan_commands import corpus_of
 from memloc_tui.settings import Settings
+from tests.e2e.conftest import wait_for
 from tests.fake_hub import COMMIT, FakeHub, is_large
 
 NAME = "somebody/tiny-neo"
@@ -441,13 +442,6 @@ def test_two_at_once_do_not_write_one_file(hub, files):
     assert sources.model_folder(NAME)
 
 
-def wait_for(true, seconds=20):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_it_at_once_and_nothing_half_counts_as_a_model(hub, files, signal_):
     hub.give(NAME, files)
@@ -583,9 +577,15 @@ def test_a_data_set_without_data_and_one_that_leads_out_of_its_folder(hub):
     assert not hub.fetched()
 
 
-def test_a_data_set_from_a_hub_that_never_answers(hub, rows):
+def test_a_data_set_from_a_hub_that_never_answers(hub, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(MemlocError, match="no answer"):
+            fetching.download(Settings(), DATA, False, data=True)
+
+
+def test_a_data_set_from_a_hub_that_is_out_of_order(hub, rows):
     hub.give(f"datasets/{DATA}", rows)
-    hub.stall = 0
     hub.refuse = ("api", 503, "")
     with pytest.raises(MemlocError, match="HTTP 503"):
         fetching.download(Settings(), DATA, False, data=True)

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,14 +17,13 @@ import torch
 
 from memloc_core import codec, edit_files, weight_edits
 from memloc_core.errors import EngineDied, MemlocError
-from memloc_core.requests import Edited, ExactMatch, ExportCheckpoint, OpenModel, Perturb, Sweep
+from memloc_core.requests import Edited, ExactMatch, ExportCheckpoint, Perturb, Sweep
 from memloc_tui import edits as kept
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
 from tests.conftest import give_words, result
 from tests.edits import make_edit, run_of
 
-COMMAND = (sys.executable, "-m", "memloc_tui")
 ROWS = np.random.default_rng(0).integers(0, 120, (6, 100)).tolist()
 ROW = tuple(ROWS[0])
 LONG = Sweep(ROW, "random", 119)  # several thousand replacements
@@ -41,16 +38,6 @@ def place(tiny_checkpoint, tmp_path_factory):
     give_words(folder / "tiny")
     np.save(folder / "rows.npy", np.array(ROWS))
     return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(place):
-    from memloc_core.language_model import load
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load(OpenModel(str(place / "tiny"), device="cpu"))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -238,30 +225,6 @@ async def nor_does_the_refusal_of_another_models_edit(place):
 
 
 # -------------------------------------------------------------------------------------------------------- commands
-
-
-@pytest.fixture(scope="module")
-def memloc(place):
-    environment = os.environ | {
-        "MEMLOC_CACHE_DIR": str(place / "cache"),
-        "MEMLOC_STATE_DIR": str(place / "state"),
-        "HF_HUB_CACHE": str(place / "hub"),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "100",
-    }
-
-    def run(*arguments):
-        return subprocess.run(
-            (*COMMAND, *arguments),
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-        )
-
-    return run
 
 
 OPTIONS = ("--model", "tiny", "--paragraphs", "rows.npy", "--device", "cpu")

@@ -14,11 +14,9 @@ import textwrap
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from memloc_core import codec, frames
 from memloc_core.errors import EngineDied, MemlocError, UsageError
@@ -28,6 +26,7 @@ from memloc_tui.engine_client import EngineClient
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
 from tests.conftest import result
+from tests.e2e.conftest import alive, gone_within
 
 ROW = tuple((13 * i + 5) % 120 for i in range(100))
 LONG = Sweep(ROW, "random", 119)  # several thousand replacements
@@ -39,16 +38,6 @@ def files(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("session")
     np.save(folder / "rows.npy", np.array([ROW, ROW[::-1], ROW]))
     return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_checkpoint):
-    from memloc_core.language_model import load
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load(OpenModel(str(tiny_checkpoint), device="cpu"))
-    torch.set_num_threads(threads)
 
 
 def settings(tiny_checkpoint, files, **changes):
@@ -65,20 +54,6 @@ async def visit(chosen):
         yield session, parts, notices
     finally:
         await session.close()
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone_within(pid, seconds):
-    until = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 # ------------------------------------------------------------------------------------------------ a sitting, one engine

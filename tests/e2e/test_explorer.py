@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import torch
 
 from memloc_core.requests import Sweep
 from tests.conftest import result
+from tests.e2e.conftest import gone_within
 from tests.terminal import ENTER, ESCAPE, Terminal
 
 COMMAND = [sys.executable, "-m", "memloc_tui"]
@@ -32,17 +32,6 @@ def engine_of(terminal: Terminal) -> int:
                 return int(child)
         terminal.pump(0.05)
     raise AssertionError("no engine process was started")
-
-
-def gone_within(pid: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            if Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z":
-                time.sleep(0.02)
-                continue
-        return True
-    return False
 
 
 def current(terminal: Terminal, paragraphs) -> int:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -26,23 +23,16 @@ from memloc_core.requests import (
     Sweep,
 )
 from tests.conftest import result
+from tests.e2e.conftest import Memloc
 
-COMMAND = (sys.executable, "-m", "memloc_tui", "analyze")
 LIMIT = 16
 
 
 @pytest.fixture(scope="module")
-def memloc(scored_cache, tmp_path_factory):
-    """Run an analysis; one cache for all of them, so that the list is scored once."""
-    folder = tmp_path_factory.mktemp("localize")
-    shutil.copytree(scored_cache, folder / "cache")
-    own = {"MEMLOC_CACHE_DIR": str(folder / "cache"), "MEMLOC_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1"}
-
-    def run(*arguments):
-        options = {"capture_output": True, "text": True, "timeout": 180, "stdin": subprocess.DEVNULL}
-        return subprocess.run((*COMMAND, *arguments), env=os.environ | own, **options)
-
-    return run
+def memloc(place, scored_cache):
+    """One cache for all analyses, so that the list is scored once."""
+    shutil.copytree(scored_cache, place / "cache")
+    return Memloc(place, "analyze")
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import pytest
 from memloc_core.demo import MODEL_FOLDER
 from memloc_core.requests import ExactMatch
 from tests.conftest import result
+from tests.e2e.conftest import Memloc
 
 TREE = Path(__file__).parents[2]
 PAGES = (TREE / "README.md", *sorted((TREE / "docs").glob("*.md")))
@@ -88,8 +86,7 @@ def place(demo, demo_paragraphs, scored_cache, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("apart", [True, False])
-def test_every_command_of_the_readme_does_what_it_says(place: Path, apart: bool) -> None:
-    own = {"MEMLOC_CACHE_DIR": str(place / "cache"), "MEMLOC_STATE_DIR": str(place / "state"), "OMP_NUM_THREADS": "1"}
+def test_every_command_of_the_readme_does_what_it_says(memloc: Memloc, place: Path, apart: bool) -> None:
     for command in commands():
         arguments = [(place / "id").read_text() if word == "ID" else word for word in words(command)]
         if not arguments or arguments == ["scan"]:  # a name in a sentence
@@ -101,15 +98,7 @@ def test_every_command_of_the_readme_does_what_it_says(place: Path, apart: bool)
             arguments.append("--help")
         elif "--paragraph" not in arguments or name == "unlearn":
             arguments += SHORTER.get(name, ())
-        done = subprocess.run(
-            [sys.executable, "-m", "memloc_tui", *arguments],
-            cwd=place,
-            env=os.environ | own,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = memloc(*arguments)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         if "--json" in arguments and "--help" not in arguments:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,9 +12,9 @@ import torch
 from memloc_core import edit_files, weight_edits
 from memloc_core.requests import Attention, ExactMatch, OpenModel, ParameterGradients, Sweep
 from tests.conftest import result
+from tests.e2e.conftest import succeeded
 from tests.edits import make_edit, run_of
 
-COMMAND = (sys.executable, "-m", "memloc_tui")
 ROWS = np.random.default_rng(0).integers(0, 120, (14, 100)).tolist()
 OPTIONS = ("--model", "tiny", "--paragraphs", "rows.npy", "--device", "cpu")
 
@@ -37,17 +34,6 @@ def place(make_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def memloc(place):
-    own = {"MEMLOC_CACHE_DIR": str(place / "cache"), "MEMLOC_STATE_DIR": str(place / "state"), "OMP_NUM_THREADS": "1"}
-
-    def run(*arguments, env=None):
-        options = {"capture_output": True, "text": True, "timeout": 120, "stdin": subprocess.DEVNULL}
-        return subprocess.run((*COMMAND, *arguments), cwd=place, env=os.environ | own | (env or {}), **options)
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def models(place):
     from memloc_core.language_model import load
 
@@ -55,11 +41,6 @@ def models(place):
     torch.set_num_threads(1)
     yield {name: load(OpenModel(str(place / name), device="cpu")) for name in ("tiny", "other")}
     torch.set_num_threads(threads)
-
-
-def succeeded(done):
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def rows_of(n):
@@ -84,7 +65,8 @@ def test_a_paragraph_in_every_form(memloc, models, place):
     weights = result(models["tiny"], Attention(row)).weights[1, 3]
     np.testing.assert_allclose(record["attention"]["head_weights"], weights, rtol=1e-3)
     for ending, begins in (("html", "<!DOCTYPE html>"), ("md", f"# Paragraph {ids[0]}")):
-        assert succeeded(memloc(*about, "--out", f"report.{ending}")) == ""
+        done = memloc(*about, "--out", f"report.{ending}")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", f"written to report.{ending}\n")
         text = (place / f"report.{ending}").read_text()
         assert text.startswith(begins)
         assert "L1H3" in text

@@ -9,8 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,8 +19,8 @@ import pytest
 from memloc_core.language_model import load
 from memloc_core.requests import ExactMatch, OpenModel
 from tests.conftest import result
+from tests.e2e.conftest import wait_for
 
-COMMAND = (sys.executable, "-m", "memloc_tui")
 KILLS = int(os.environ.get("MEMLOC_SCAN_KILLS", "2"))
 OPTIONS = ("--model", "tiny", "--device", "cpu", "--keep", "memorized,partly,non-memorized:40", "--min-unique", "0")
 BLOCKS = ("--block-tokens", "2000")
@@ -44,43 +42,6 @@ def place(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(place):
-    return os.environ | {
-        "MEMLOC_CACHE_DIR": str(place / "cache"),
-        "MEMLOC_STATE_DIR": str(place / "state"),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "100",
-    }
-
-
-@pytest.fixture(scope="module")
-def start(place, environment):
-    def start(*arguments, env=environment, **options):
-        return subprocess.Popen(
-            (*COMMAND, *arguments),
-            cwd=place,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def memloc(start):
-    def run(*arguments, **options):
-        process = start(*arguments, **options)
-        out, err = process.communicate(timeout=400)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def whole(memloc, place):
     done = memloc("scan", "corpus.jsonl", "--out", "whole.parquet", *OPTIONS, *BLOCKS, "--count-duplicates", "--json")
     assert done.returncode == 0, done.stderr
@@ -89,14 +50,6 @@ def whole(memloc, place):
 
 def blocks_of(folder):
     return sum(path.name.isdecimal() for path in (folder / "blocks").glob("*"))
-
-
-def wait_for(condition, process, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_scan_prints_its_sums_and_leaves_a_set_and_nothing_else(whole, place):
@@ -114,7 +67,7 @@ def test_a_scan_prints_its_sums_and_leaves_a_set_and_nothing_else(whole, place):
     assert about["report"]["complete"]
 
 
-def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, place):
+def test_kills_at_random_moments_lose_and_repeat_nothing(whole, memloc, place):
     folder, out = place / "killed.parquet.scan", place / "killed.parquet"
     draw = random.Random(1)
     command = ("scan", "corpus.jsonl", "--out", "killed.parquet", *OPTIONS, *BLOCKS, "--count-duplicates", "--json")
@@ -127,7 +80,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, p
         return {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").glob("[0-9]*")}
 
     for _ in range(KILLS):
-        process = start(*command, start_new_session=True)
+        process = memloc.start(*command, start_new_session=True)
         wait_for(further, process)
         time.sleep(draw.random() * 0.2)
         process.kill()
@@ -136,7 +89,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, p
         assert written.items() <= now.items(), "a finished block was written again"
         assert now
         written = now
-    process = start(*command, "--workers", "2")  # how many engines there are makes no difference either
+    process = memloc.start(*command, "--workers", "2")  # how many engines there are makes no difference either
     wait_for(further, process)
     assert written.items() <= blocks().items()
     stdout, stderr = process.communicate(timeout=400)
@@ -151,9 +104,9 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(whole, start, memloc, p
     assert sorted(p.name for p in place.glob(".*")) == []
 
 
-def test_while_a_scan_runs_its_set_opens_a_second_scan_is_refused_and_ctrl_c_ends_it(start, memloc, place):
+def test_while_a_scan_runs_its_set_opens_a_second_scan_is_refused_and_ctrl_c_ends_it(memloc, place):
     command = ("scan", "corpus.jsonl", "--out", "open.parquet", *OPTIONS, *BLOCKS, "--stride", "5")
-    process = start(*command)
+    process = memloc.start(*command)
     wait_for((place / "open.parquet").exists, process)
     process.send_signal(signal.SIGSTOP)  # a scan that takes hours looks like this to who opens its set
     try:
@@ -250,27 +203,27 @@ def cluster_resources():
 """
 
 
-def test_a_ray_cluster_is_asked_for_what_the_options_say(start, place, environment):
+def test_a_ray_cluster_is_asked_for_what_the_options_say(memloc, place):
     """A stand-in for ray: a cluster at one address, with one GPU."""
     (place / "stand-in" / "ray").mkdir(parents=True)
     for module in ("__init__", "data"):
         (place / "stand-in" / "ray" / f"{module}.py").write_text(RAY)
-    path = os.pathsep.join((str(place / "stand-in"), environment.get("PYTHONPATH", "")))
+    path = {"PYTHONPATH": os.pathsep.join((str(place / "stand-in"), os.environ.get("PYTHONPATH", "")))}
     command = ("scan", "corpus.jsonl", "--out", "ray.parquet", *OPTIONS, "--engine", "ray", "--workers", "3")
     for more, says in (
         (("--address", "there:2"), "No Ray cluster answers at there:2"),
         ((), "No Ray cluster answers at this machine"),
         (("--address", "here:1", "--gpus-per-worker", "0.5"), "3 workers with 0.5 GPU each want 1.5"),
     ):
-        _, err = (process := start(*command, *more, env=environment | {"PYTHONPATH": path})).communicate(timeout=60)
-        assert process.returncode in (1, 2)
-        assert says in err.replace("\n", " ")
+        done = memloc(*command, *more, env=path)
+        assert done.returncode in (1, 2)
+        assert says in done.stderr.replace("\n", " ")
     assert not (place / "ray.parquet.scan").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_ray_finds_what_one_process_finds_also_when_a_worker_is_killed(whole, start, place):
-    process = start(
+def test_ray_finds_what_one_process_finds_also_when_a_worker_is_killed(whole, memloc, place):
+    process = memloc.start(
         "scan",
         "corpus.jsonl",
         "--out",

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 import xml.dom.minidom
 
 import numpy as np
@@ -19,21 +17,11 @@ from memloc_core import edit_files
 from memloc_core.demo import MODEL_FOLDER
 from memloc_core.requests import ExactMatch, Unlearn
 from tests.conftest import result
+from tests.e2e.conftest import Memloc, wait_for
 
-COMMAND = (sys.executable, "-m", "memloc_tui")
 QUICK = ("--keep", "4", "--lr", "0.01")  # few rows to hold, large steps: a run of seconds
 FEW = ("--relearn", "1")
 LARGE = ("--steps", "8", "--sparsity", "0.05", "--kl-weight", "0.1")  # enough for an edit to teach something
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unlearn")
-    return {
-        "MEMLOC_CACHE_DIR": str(folder / "cache"),
-        "MEMLOC_STATE_DIR": str(folder / "state"),
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +36,8 @@ def files(demo, demo_paragraphs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def memloc(own, files):
-    def run(*arguments):
-        options = {"capture_output": True, "text": True, "timeout": 240, "stdin": subprocess.DEVNULL}
-        return subprocess.run((*COMMAND, "--paragraphs", str(files[0]), *arguments), env=os.environ | own, **options)
-
-    return run
+def memloc(place, files):
+    return Memloc(place, "--paragraphs", str(files[0]))
 
 
 @pytest.fixture(scope="module")
@@ -158,26 +142,15 @@ def test_what_is_taught_is_what_the_model_says_after_a_replacement(memloc, files
     assert list(taught) == paragraph[:50] + said[0, 50:].tolist() != paragraph
 
 
-def started(own, files, *arguments):
+def started(memloc, *arguments):
     """A run that takes far longer than any test waits."""
-    endless = ("unlearn", *QUICK, "--goal", "steps", "--steps", "5000")
-    command = (*COMMAND, "--paragraphs", str(files[0]), *endless, *arguments)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen(command, env=os.environ | own, **pipes)
-
-
-def wait_for(condition, process, seconds=120):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.02)
+    return memloc.start("unlearn", *QUICK, "--goal", "steps", "--steps", "5000", *arguments)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_stopped_leaves_its_best_step_or_nothing(own, files, memloc, tmp_path, how):
+def test_a_run_that_is_stopped_leaves_its_best_step_or_nothing(files, memloc, tmp_path, how):
     out = tmp_path / "half.safetensors"
-    process = started(own, files, "--paragraph", files[1][2], "--out", str(out))
+    process = started(memloc, "--paragraph", files[1][2], "--out", str(out))
     wait_for(out.exists, process)
     process.send_signal(how)
     _, said = process.communicate(timeout=30)
@@ -195,9 +168,9 @@ def test_a_run_that_is_stopped_leaves_its_best_step_or_nothing(own, files, memlo
     assert json.loads(done.stdout)["em"] == em, done.stderr
 
 
-def test_an_engine_that_dies_leaves_the_best_step_in_the_store(own, files):
-    process = started(own, files, "--paragraph", files[1][3])
-    store = os.path.join(own["MEMLOC_STATE_DIR"], "edits")
+def test_an_engine_that_dies_leaves_the_best_step_in_the_store(memloc, files):
+    process = started(memloc, "--paragraph", files[1][3])
+    store = os.path.join(memloc.folder, "state", "edits")
 
     def new():
         return [name for name in os.listdir(store) if not name.startswith(".")] if os.path.isdir(store) else []
