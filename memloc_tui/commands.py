@@ -60,10 +60,10 @@ def cache_stats(settings: Settings, as_json: bool) -> None:
         stats = cache.stats()
     if as_json:
         print_json({**vars(stats), "folder": str(stats.folder)})
-        return
-    click.echo(f"folder   {stats.folder}")
-    click.echo(f"results  {stats.entries:,}")
-    click.echo(f"size     {stats.bytes / 2**20:,.1f} of {stats.size_limit / 2**20:,.0f} MB")
+    else:
+        click.echo(f"folder   {stats.folder}")
+        click.echo(f"results  {stats.entries:,}")
+        click.echo(f"size     {stats.bytes / 2**20:,.1f} of {stats.size_limit / 2**20:,.0f} MB")
     if stats.problem:
         raise MemlocError(stats.problem)
 

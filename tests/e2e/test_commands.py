@@ -413,9 +413,11 @@ def test_cache_commands(memloc, place, tmp_path):
     assert succeeded(memloc(*mine, "clear")).startswith("0 results removed")
 
     (tmp_path / "file").write_text("")
-    done = memloc("cache", "--cache-dir", str(tmp_path / "file"), "clear")
-    assert done.returncode == 1
-    assert "not a folder" in done.stderr
+    for command in (("clear",), ("stats",), ("stats", "--json")):
+        done = memloc("cache", "--cache-dir", str(tmp_path / "file"), *command)
+        assert done.returncode == 1
+        assert "not a folder" in done.stderr
+    assert json.loads(done.stdout)["problem"] in done.stderr
 
 
 def test_results_are_kept_counted_and_cleared_and_no_cache_keeps_none(memloc, place, listed):
