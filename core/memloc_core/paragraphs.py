@@ -12,7 +12,7 @@ from memloc_core import sources
 from memloc_core.corpora.files import Rows, load_array, read_rows
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import OpenParagraphs, ParagraphSet
-from memloc_core.tokenizers import load_tokenizer, read_config, vocabulary_size
+from memloc_core.tokenizers import begin_of_text, load_tokenizer, read_config, vocabulary_size
 
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
@@ -52,6 +52,11 @@ def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
     tokens = np.stack([np.asarray(rows.tokens[i][:length], np.int64) for i in kept])
     vocabulary = vocabulary_size(read_config(folder), folder)
     _check_vocabulary(tokens, vocabulary, path, request.model)
+    if (first := begin_of_text(folder)) >= 0 and (tokens[:, 0] != first).any():
+        notices.append(
+            f"{request.model}'s tokenizer puts token {first} before every text, and these paragraphs do not begin with "
+            f"it: the model may recite less than it could. Rows of ids that begin with {first} are read as they are."
+        )
     counts = _corpus_counts(path, vocabulary)
     return ParagraphSet(
         source=request.source,

@@ -55,6 +55,15 @@ def encode_text(folder: Path, text: str) -> EncodedText:
     return EncodedText(np.array(ids, np.int64))
 
 
+def begin_of_text(folder: Path) -> int:
+    """The id of the token that the folder's tokenizer puts before every text, -1 where it puts none."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        return -1
+    alone, whole = (tokenizer.encode("a", add_special_tokens=with_them).ids for with_them in (False, True))
+    return int(whole[0]) if len(whole) > len(alone) and whole[1 : 1 + len(alone)] == alone else -1
+
+
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Every token's bytes, `vocab_size` of config.json many; ids that the tokenizer lacks have no bytes."""
     config = read_config(folder)

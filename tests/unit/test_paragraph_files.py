@@ -108,6 +108,25 @@ def test_padding_and_truncation_in_the_tokenizers_file_change_no_paragraph(tmp_p
     assert "1 of 2" in found.notices[0]
 
 
+def test_text_without_the_token_that_the_tokenizer_begins_every_text_with_is_told(
+    tmp_path, folder, opened, give_tokenizer
+):
+    from tokenizers import Tokenizer, processors
+
+    give_tokenizer()
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines([{"text": "abcdefghijkl"}]))
+    assert opened(file).notices == ()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="x $A", special_tokens=[("x", 23)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    found = opened(file)
+    assert found.tokens.tolist() == [list(range(12))], "a paragraph is what its file says"
+    assert "puts token 23 before every text" in found.notices[0]
+    file.write_bytes(lines([{"tokens": [23, *range(11)]}]))
+    assert opened(file).notices == ()
+
+
 @pytest.mark.parametrize("dtype", ["u1", "i2", "<i4", ">i4", "i8", "u8"])
 def test_npy_of_any_integers(tmp_path, opened, dtype):
     np.save(tmp_path / "rows.npy", np.array(IDS, dtype))
