@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.benchmarks.bench_explorer import timed
 from tests.benchmarks.common import ratio, report
 from tests.terminal import Terminal
 
@@ -50,10 +51,7 @@ def board(explorer: list[str], env: dict[str, str]) -> dict[str, float]:
             terminal.until(lambda text: "EM 50" in text, 60)
             terminal.type("4")
             terminal.settle(1.0, 30)
-            pressed = time.perf_counter()
-            terminal.type("0")
-            terminal.until(lambda text: "holds" in text, 60)
-            key = time.perf_counter() - pressed
+            key = timed(terminal, lambda terminal=terminal: terminal.type("0"), lambda text: "holds" in text) / 1000
             terminal.type("q")
             terminal.wait_exit(30)
         first, resumed = painted(explorer, env, b"memloc", b"holds")

@@ -12,7 +12,7 @@ At GPT-Neo 125M's shape and on the embedded model, fp32, on the processor and, w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,6 +57,21 @@ def hooked(module: torch.nn.Module, hook: Any) -> Iterator[None]:
         handle.remove()
 
 
+def counted(lm: LanguageModel, work: Callable[[], None]) -> tuple[int, int]:
+    """How many rows, and how many tokens, go through an MLP of a GPT-Neo while the work is done, over all layers."""
+    rows, tokens = 0, 0
+
+    def count(_: Any, inputs: Any) -> None:
+        nonlocal rows, tokens
+        rows, tokens = rows + len(inputs[0]), tokens + inputs[0][..., 0].numel()
+
+    with contextlib.ExitStack() as stack:
+        for block in lm.model.transformer.h:
+            stack.enter_context(hooked(block.mlp, count))
+        work()
+    return rows, tokens
+
+
 def plain_nll(lm: LanguageModel, row: torch.Tensor) -> torch.Tensor:
     """Mean NLL of a row's continuation [1, t], from all logits of a whole pass."""
     logits = lm.model(input_ids=row).logits[:, PREFIX - 1 : -1]
@@ -80,7 +95,7 @@ def side_by_side(lm: LanguageModel, repeats: int) -> dict[str, Any]:
         for row in ids:
             out = lm.model(input_ids=row[None], output_attentions=True, output_hidden_states=True)
             kept.append(torch.stack([layer[0, :, PREFIX - 1, :PREFIX] for layer in out.attentions]))
-            held = sum(x.nbytes for x in (*out.attentions, *out.hidden_states, out.logits))
+            held = sum(x.nbytes for x in (*out.attentions, *out.hidden_states))
         found["plain attend"], found["held"] = torch.stack(kept).cpu(), held
 
     tried = range(0, lm.info.layers * heads, max(1, lm.info.layers * heads // HEADS_TRIED))
@@ -177,6 +192,7 @@ def within_125m(lm: LanguageModel) -> tuple[dict[str, Any], dict[str, tuple[str,
 
     plain()
     taken = paired(5, gradients=gradients, plain=plain)
+    (_, sweep_tokens), (ablation_rows, ablation_tokens) = counted(lm, sweep), counted(lm, ablate)
     rates = paired(1, sweep=sweep, ablation=ablate)
     twin: dict[str, Any] = {"paragraph": paragraphs[0], "replacements": ((25, 7),)}
     estimate = finish(patching.run_attribution(lm, AttributionPatching(**twin)))
@@ -188,9 +204,8 @@ def within_125m(lm: LanguageModel) -> tuple[dict[str, Any], dict[str, tuple[str,
     every |= paired(1, exact=lambda: found.update(exact=finish(patching.run(demo, ActivationPatching(**twin)))))
     whole = found["exact"]
 
-    sweep_flops = flops(LAYERS * sum(10 * (99 - first) for first in range(0, 50, 10)), 50 * 50)
-    layers_run = sum(LAYERS - layer for layer in range(LAYERS)) * HEADS * ROWS
-    ablation_flops = flops((layers_run + LAYERS * ROWS) * 99, (LAYERS * HEADS + 1) * ROWS * 50)
+    sweep_flops = flops(sweep_tokens, 50 * 50)
+    ablation_flops = flops(ablation_tokens, (LAYERS * HEADS + 1) * ROWS * 50)
     sweep_rate = sweep_flops / rates["sweep"][0] / 1e9
     ablation_rate = ablation_flops / rates["ablation"][0] / 1e9
     figures = {
@@ -201,7 +216,7 @@ def within_125m(lm: LanguageModel) -> tuple[dict[str, Any], dict[str, tuple[str,
         "ablation, GFLOP/s": ablation_rate,
         "sweep, GFLOP/s": sweep_rate,
         "ablation's rate / sweep's": ablation_rate / sweep_rate,
-        "ablation's layers run / of whole passes": layers_run / (LAYERS * LAYERS * HEADS * ROWS),
+        "ablation's layers run / of whole passes": ablation_rows / ((LAYERS * HEADS + 1) * LAYERS * ROWS),
         "patching the demo model, cells": whole.cells,
         "patching the demo model, forward passes": whole.forwards,
         "patching, cells / forward pass": whole.cells / whole.forwards,

@@ -48,8 +48,9 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     figures = {f"{family}: as the engine holds it / bare": adapters(family) for family in CONFIGS}
-    figures["mean of the families"] = statistics.mean(figures.values())
-    goals = {"mean of the families": ("<=", 1.03)}
+    families = list(figures.values())
+    figures |= {"mean of the families": statistics.mean(families), "largest of the families": max(families)}
+    goals = {"mean of the families": ("<=", 1.03), "largest of the families": ("<=", 1.05)}
     for n in (1_000, 10_000):
         rows = natural(n)
         figures[f"near-duplicates of {n:,} paragraphs, s"] = seconds(lambda rows=rows: clusters(rows))

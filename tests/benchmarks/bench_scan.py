@@ -107,32 +107,38 @@ def kernel_figures(lm: Any) -> dict[str, Any]:
 
 
 def reading_figures(folder: Path) -> dict[str, float]:
-    """Tokens per second from a file of text to windows, on one core, as it runs beside the model."""
+    """Tokens per second of one core from a file of text to windows: of all that share it, the model needs the rest."""
     text = " ".join(load_tokenizer(MODEL_FOLDER).decode(json.loads(line)["tokens"]) for line in PARAGRAPHS_FILE.open())
     file = folder / "corpus.jsonl"
     file.write_text("".join(json.dumps({"text": text[i : i + 4000]}) + "\n" for i in range(0, 200_000, 100)))
     documents = len(file.read_text().splitlines())
     reading = Reading(load_tokenizer(MODEL_FOLDER).get_vocab_size())
-    began = time.perf_counter()
+    began = time.process_time()  # of all threads
     for some in read_block(Block(str(file), "text", 0, documents, 0, "demo"), reading):
         windows_of(some, 0, 100, 50, 0.5)
-    return {"reading and tokenizing, tokens per second": reading.tokens / (time.perf_counter() - began)}
+    return {"reading and tokenizing, tokens per second of a core": reading.tokens / (time.process_time() - began)}
 
 
 def memory_figures(folder: Path) -> dict[str, float]:
-    """Peak memory of an engine that scans a corpus, and one ten times as long, in one block each."""
+    """What an engine holds while it scans a corpus, and one ten times as long, in one block each.
+
+    It may hold the windows that are scored together and those that are read meanwhile, which the shorter corpus does
+    not fill yet. One that held its corpus would hold ten times as much of the longer one.
+    """
     program = """
-import json, resource, sys
+import resource, sys, tracemalloc
 from memloc_core import language_model
 from memloc_core.analyses import scanning
 from memloc_core.requests import Block, OpenModel, ScanBlock
 lm = language_model.load(OpenModel("demo", device="cpu"))
-for _ in scanning.run(lm, ScanBlock(Block(sys.argv[1], "tokens", 0, int(sys.argv[2]), 0, "demo"))):
+tracemalloc.start()  # Python's and numpy's: the corpus and its windows, not what the model works with
+block = Block(sys.argv[1], "tokens", 0, int(sys.argv[2]), 0, "demo")
+for _ in scanning.run(lm, ScanBlock(block, keep=(100, 100, 100))):
     pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(tracemalloc.get_traced_memory()[1], 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     rows = [json.loads(line)["tokens"] for line in PARAGRAPHS_FILE.open()]
-    peaks = {}
+    held, peaks = {}, {}
     for times in (5, 50):
         file = folder / f"{times}.jsonl"
         file.write_text("".join(json.dumps({"tokens": row * 5}) + "\n" for row in rows for _ in range(times // 5)))
@@ -140,12 +146,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         done = subprocess.run(
             [sys.executable, "-c", program, str(file), str(documents)], capture_output=True, text=True, check=True
         )
-        peaks[times] = int(done.stdout) / 1024
-    return {"peak MB of an engine": peaks[50], "peak memory, 10 x the corpus / 1 x": peaks[50] / peaks[5]}
+        held[times], peaks[times] = map(int, done.stdout.split())
+    return {
+        "peak MB of an engine": peaks[50] / 2**20,
+        "of it corpus and windows, MB": held[50] / 2**20,
+        "corpus and windows held, 10 x the corpus / 1 x": held[50] / held[5],
+    }
 
 
 def worker_figures(folder: Path) -> dict[str, float]:
-    """Two engines of one thread each, with a block each, against one engine that scans both, one after the other."""
+    """One engine of one thread that scans two blocks, one after the other, against two engines with a block each."""
     program = """
 import sys, time
 from memloc_core import language_model
@@ -180,7 +190,7 @@ print("done", flush=True)
             process.communicate()
         return took
 
-    return {"two engines / one": statistics.median(scanned(("0", "1")) / scanned(("0",), ("1",)) for _ in range(3))}
+    return {"one engine / two": statistics.median(scanned(("0", "1")) / scanned(("0",), ("1",)) for _ in range(3))}
 
 
 def main() -> None:
@@ -192,14 +202,14 @@ def main() -> None:
         lm = language_model.load(OpenModel(str(folder / "125m"), device="cpu"))
         figures = kernel_figures(lm) | reading_figures(folder) | memory_figures(folder) | worker_figures(folder)
     figures["tokenizing's rate / the model's"] = (
-        figures["reading and tokenizing, tokens per second"] / figures["scan, tokens per second"]
+        figures["reading and tokenizing, tokens per second of a core"] / figures["scan, tokens per second"]
     )
     goals = {
         "whole teacher-forced pass / scan": (">=", 1.5),
         "scan's rate / matmul's": (">=", 0.6),
         "tokenizing's rate / the model's": (">=", 3.0),
-        "peak memory, 10 x the corpus / 1 x": ("<=", 1.1),
-        "two engines / one": (">=", 1.7),
+        "corpus and windows held, 10 x the corpus / 1 x": ("<=", 2.0),
+        "one engine / two": (">=", 1.7),
     }
     report("scan at 125M, fp32", figures, goals)
     print("  same exact matches as the whole pass: yes")

@@ -60,7 +60,8 @@ def ratio(taken: dict[str, list[float]], a: str, b: str) -> float:
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most that torch's tensors and Python's and numpy's objects, made while it runs, hold together."""
+    """An upper bound of what torch's tensors and Python's and numpy's objects, made while it runs, hold together: the
+    most of the one plus the most of the other, which may be held at different moments."""
     import numpy as np
     import torch
 

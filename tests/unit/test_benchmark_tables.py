@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import common, run
+from tests.benchmarks import bench_growth, common, run
 from tests.benchmarks.bench_growth import CASES, Curve, Point, peak_bytes, picture
 
 
@@ -55,6 +55,14 @@ def test_a_benchmark_that_is_none_is_named(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["run", "sweeep"])
     assert run.main() == 2
     assert "no benchmark 'sweeep'" in capsys.readouterr().err
+
+
+def test_a_growth_that_is_none_is_named_and_the_pictures_stay(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench_growth", "sweeep"])
+    assert bench_growth.main() == 2
+    assert "no analysis 'sweeep'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_exponent_is_that_of_the_uppermost_points():
