@@ -597,7 +597,7 @@ async def test_edits_are_on_again_in_the_next_sitting_and_a_missing_file_is_said
         assert f"edits: {run.name} on" in screen_lines(again)[0]
         assert again.explorer.current == row
         assert base_em(row) == 50
-        assert ems(again)[row] == again.explorer.study.catalogue.em[row] == 3
+        await until(pilot, lambda: ems(again).get(row) == again.explorer.study.catalogue.em[row] == 3)
     Path(run.file).unlink()
     heard: list[str] = []
     monkeypatch.setattr(MemlocApp, "say", lambda self, message, severity="": heard.append(message))
