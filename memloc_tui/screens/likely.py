@@ -36,7 +36,7 @@ class Likely(Dialog[None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as box:
             box.border_title = f"What the model expects at {self.view.prefix_length + self.index}"
-            box.border_subtitle = "[@click=screen.close()]esc closes[/]"
+            box.border_subtitle = "esc closes"
             yield Static(self._lines([], "asking …"), id="likely")
 
     def on_mount(self) -> None:
@@ -79,6 +79,3 @@ class Likely(Dialog[None]):
     def _text(self, token: int) -> str:
         pieces = self.explorer.study.catalogue.pieces if self.explorer.study is not None else []
         return piece_text(pieces[token] if 0 <= token < len(pieces) else b"", token)
-
-    def action_close(self) -> None:
-        self.dismiss(None)
