@@ -32,7 +32,7 @@ from memloc_core.corpora import streams
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import load
-from memloc_core.requests import FindCorpus, OpenModel, PlanScan
+from memloc_core.requests import CorpusFiles, FindCorpus, OpenModel, PlanScan
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions
 from memloc_core.scan.plan import block_of
@@ -533,8 +533,9 @@ def test_the_command_that_is_named_reads_the_revision_that_was_fetched(hub, rows
     for revision, own in (("then", True), ("main", True), ("then", False), (OTHER, False)):
         fetching.download(Settings(revision=revision), DATA, False, data=True)
         corpus = capsys.readouterr().out.split("memloc-tui scan ")[1].split(" --out")[0]
-        found = sources.downloaded(corpus) if own else sources.paragraph_files(f"{corpus}/en/train-0.parquet")
         assert (corpus == DATA) == own
+        found = sources.downloaded(corpus) if own else [Path(corpus, "en/train-0.parquet")]
+        assert own or sources.paragraph_files(str(found[0])) == (found[0].resolve(),)
         assert {file.relative_to(sources.repository(DATA, "datasets")).parts[1] for file in found} == {
             COMMIT if revision == "main" else OTHER
         }
@@ -706,7 +707,8 @@ def test_a_stream_stays_at_its_commit_until_it_begins_anew(hub, rows, tmp_path, 
     hub.give(f"datasets/{DATA}", rows, revision="then")
     hub.give(f"datasets/{DATA}", rows, commit=OTHER)
     folder = ScanFolder(tmp_path / "set.parquet")
-    folder.begin({"corpus": f"hub://{DATA}", "files": [f"hub://{DATA}@{COMMIT}/en/train-0.parquet"]}, ())
+    plan = CorpusFiles((), (), "")  # the real one is not looked at: any answer that can be written
+    folder.begin({"corpus": f"hub://{DATA}", "files": [f"hub://{DATA}@{COMMIT}/en/train-0.parquet"]}, plan)
     engine = Engine()
 
     async def ask(request, on_progress):
