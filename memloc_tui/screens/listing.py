@@ -97,10 +97,12 @@ class Listing:
             self.explorer.set_timer(RESORT_EVERY, self.resort)
 
     def resort(self) -> None:
-        """Order the rows by what is known by now."""
+        """Order the rows by what is known by now; not those of a study that was put aside meanwhile."""
         self.resort_waits = False
+        if self.explorer.listing is not self:
+            return
         self.explorer.locating.scored()
-        if any(term.field in ("em", "nll", "margin", "is") for term in self.terms):
+        if any(term.field in ("em", "change", "nll", "margin", "is") for term in self.terms):
             self.filter()
         else:
             self.show_order()

@@ -540,6 +540,20 @@ async def test_replacements_and_the_paragraph_go_along_with_the_flip(app: Memloc
         assert app.explorer.study.here.replacements == ()
 
 
+async def test_a_list_that_was_put_aside_orders_nothing_any_more(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await unlearned(pilot)
+        aside = app.explorer.listing
+        await pilot.press("E")
+        await until(pilot, lambda: app.explorer.study.catalogue.known == 60)
+        order = app.explorer.list.order
+        aside.matching = [0]
+        aside.resort()  # as a timer of it would
+        await pilot.pause()
+        assert app.explorer.list.order == order
+        assert app.explorer.list.catalogue is app.explorer.study.catalogue
+
+
 async def test_under_an_edit_the_list_says_what_it_cost_whom(app: MemlocApp) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await unlearned(pilot)

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from memloc_core import codec
+from memloc_core.analyses import scanning
 from memloc_core.corpora.streams import corpus_files, open_stream
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
@@ -525,9 +526,13 @@ def test_the_set_depends_neither_on_the_blocks_nor_on_their_order(
     run_scan(engine, corpus, tmp_path / "b.parquet", engines=Here(engine, backwards=True), place=place)
     monkeypatch.undo()
     run_scan(engine, corpus, tmp_path / "c.parquet", place=place)
-    a, b, c = (pq.read_table(tmp_path / f"{name}.parquet") for name in "abc")
+    monkeypatch.setattr(scanning, "_WINDOWS", 2)  # scored together, and what may be wanted is cut every other time
+    monkeypatch.setattr(scanning, "_GATHERED", 2)
+    run_scan(engine, corpus, tmp_path / "d.parquet", place=place)
+    a, b, c, d = (pq.read_table(tmp_path / f"{name}.parquet") for name in "abcd")
     assert a.equals(b)
     assert a.equals(c)
+    assert a.equals(d)
 
 
 def test_the_set_is_there_while_the_scan_runs_and_only_grows(

@@ -17,6 +17,7 @@ from memloc_core.scan.kernel import exact_matches, one_by_one
 from memloc_core.scan.windows import Reading, Windows, ahead, order_of, read_block, windows_of
 
 _WINDOWS = 4096  # scored together, or as many more as a few documents give
+_GATHERED = 8  # times as many, of which those that may be wanted wait to be cut again
 
 
 def run(lm: LanguageModel, request: ScanBlock) -> Generator[Progress, None, ScannedBlock]:
@@ -62,6 +63,8 @@ def run(lm: LanguageModel, request: ScanBlock) -> Generator[Progress, None, Scan
         ems += np.bincount(em, minlength=c + 1)
         nlls += np.bincount(em, nll, minlength=c + 1)
         kept.append(_kept(request, windows, em))
+        if len(kept) == _GATHERED:
+            kept = [_cut(request, kept)]
     tokens, em, document, offset, order = _cut(request, kept)
     seen = reading.counts.nonzero()[0]
     return ScannedBlock(
