@@ -58,6 +58,7 @@ from memloc_core.requests import (
     TryRun,
     Unlearn,
 )
+from memloc_core.steps import drained
 
 if TYPE_CHECKING:
     from memloc_core.language_model import LanguageModel
@@ -171,13 +172,7 @@ class Engine:
 
     def answer(self, request: Request) -> Answer[Any]:
         """All steps at once, for those who use the core as a library. Raises MemlocError as `steps` does."""
-        steps = self.steps(request)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                answer: Answer[Any] = stop.value
-                return answer
+        return drained(self.steps(request))
 
     def _tell_if_memory_ran_out(self, error: Exception, request: Request) -> None:
         """Raise MemlocError for a lack of memory where no batch could be halved."""

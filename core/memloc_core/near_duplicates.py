@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memloc_core.steps import drained
+
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
 
@@ -20,13 +22,7 @@ def clusters(tokens: Ints, threshold: float = THRESHOLD) -> tuple[int, ...]:
     Two rows are joined where |A & B| / |A | B| > threshold for their token sets A and B, and clusters are what such
     joins connect. Raises ValueError for a threshold outside 0.5 .. 1.
     """
-    steps = find_clusters(tokens, threshold)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            found: tuple[int, ...] = stop.value
-            return found
+    return drained(find_clusters(tokens, threshold))
 
 
 def find_clusters(tokens: Ints, threshold: float = THRESHOLD) -> Generator[float, None, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from memloc_core.engine import ANALYSES, Steps, analysis
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Ablated, Edited, HeadAblation, HeadAblations, Progress
+from memloc_core.steps import within
 
 if TYPE_CHECKING:
     from memloc_core.requests import Floats, Ints
@@ -28,17 +29,7 @@ def run_ablated(lm: LanguageModel, request: Ablated) -> Steps:
     """The inner request's steps, each with the heads' outputs at zero; between two steps the model is whole."""
     if type(request.request) not in ANALYSES or isinstance(request.request, Edited):  # edits stand outermost
         raise UsageError(f"{type(request.request).__name__} runs no model; no head can be ablated in it.")
-    steps = analysis(lm, request.request)
-    try:
-        while True:
-            with lm.ablated(request.heads):
-                try:
-                    progress = next(steps)
-                except StopIteration as stop:
-                    return stop.value  # type: ignore[no-any-return]
-            yield progress
-    finally:
-        steps.close()
+    return within(lambda: lm.ablated(request.heads), analysis(lm, request.request))
 
 
 def run(lm: LanguageModel, request: HeadAblation) -> Generator[Progress, None, HeadAblations]:

@@ -13,6 +13,7 @@ from memloc_core.engine import ANALYSES, Steps, analysis
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Edited, ExportCheckpoint, Exported, Progress, SparseEdit
+from memloc_core.steps import within
 from memloc_core.weight_edits import PlacedEdits
 
 _REMEMBERED = 8  # edits kept in memory
@@ -38,18 +39,7 @@ def run(lm: LanguageModel, request: Edited) -> Steps:
     """The inner request's steps, each with the edits in the weights; between two steps they are the original's."""
     if type(request.request) not in ANALYSES or isinstance(request.request, Edited):
         raise UsageError(f"{type(request.request).__name__} runs no model; no edit can be active in it.")
-    edits = PlacedEdits(lm, _load(request))
-    steps = analysis(lm, request.request)
-    try:
-        while True:
-            with edits.applied():
-                try:
-                    progress = next(steps)
-                except StopIteration as stop:
-                    return stop.value  # type: ignore[no-any-return]
-            yield progress
-    finally:
-        steps.close()
+    return within(PlacedEdits(lm, _load(request)).applied, analysis(lm, request.request))
 
 
 def run_export(lm: LanguageModel, request: ExportCheckpoint) -> Generator[Progress, None, Exported]:

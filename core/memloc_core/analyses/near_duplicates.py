@@ -10,6 +10,7 @@ from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.near_duplicates import find_clusters
 from memloc_core.requests import Clusters, NearDuplicates, Progress
+from memloc_core.steps import retold
 
 
 def run(lm: LanguageModel, request: NearDuplicates) -> Generator[Progress, None, Clusters]:
@@ -22,10 +23,6 @@ def run(lm: LanguageModel, request: NearDuplicates) -> Generator[Progress, None,
         )
     steps = find_clusters(np.array(request.paragraphs, np.int64), request.threshold)
     n = len(request.paragraphs)
-    while True:
-        try:
-            share = next(steps)
-        except StopIteration as stop:
-            cluster = np.array(stop.value, np.int64)
-            return Clusters(cluster, np.bincount(cluster))
-        yield Progress(int(share * n), n, "paragraphs")
+    found = yield from retold(steps, lambda share: Progress(int(share * n), n, "paragraphs"))
+    cluster = np.array(found, np.int64)
+    return Clusters(cluster, np.bincount(cluster))

@@ -13,6 +13,7 @@ from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import ParameterGradients, PrefixSignals, Progress, Signals
+from memloc_core.steps import retold
 
 _FIFTH = 5
 
@@ -55,13 +56,7 @@ def run(lm: LanguageModel, request: PrefixSignals) -> Generator[Progress, None, 
     for done in lm.in_batches(look, n, p, peak=peak):
         yield Progress(done, 2 * n, "prefixes")
     gradients = parameter_gradients.run(lm, ParameterGradients(request.prefixes, 1))
-    while True:
-        try:
-            step = next(gradients)
-        except StopIteration as stop:
-            found = stop.value
-            break
-        yield Progress(n + step.done, 2 * n, "prefixes")
+    found = yield from retold(gradients, lambda step: Progress(n + step.done, 2 * n, "prefixes"))
     sums = torch.from_numpy(found.layer_sums())
     keep("gradient", 0, sums.sum(-1).clamp_min(1e-30).log())
     keep("low gradient", 0, torch.from_numpy(found.layer_shares())[:, :half].sum(-1).nan_to_num(0.0))

@@ -10,20 +10,13 @@ import numpy as np
 from memloc_core.analyses import unlearning
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import Progress, TryRun, Unlearning
+from memloc_core.steps import retold
 
 
 def run(lm: LanguageModel, request: TryRun) -> Generator[Progress, None, Unlearning]:
     """The run of `request`, its edit left empty. Raises what the run raises."""
     steps = unlearning.run(lm, request.run, watched=request.watched)
-    try:
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as stop:
-                return _without_edit(stop.value)
-            yield replace(progress, partial=None)
-    finally:
-        steps.close()
+    return _without_edit((yield from retold(steps, lambda progress: replace(progress, partial=None))))
 
 
 def _without_edit(result: Unlearning) -> Unlearning:

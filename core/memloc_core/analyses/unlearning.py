@@ -21,6 +21,7 @@ from torch import Tensor
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import GOALS, GROUPS, MASKS, OBJECTIVES, EstimateRun, Progress, RunCost, Unlearn, Unlearning
+from memloc_core.steps import retold
 from memloc_core.unlearning import masks
 from memloc_core.unlearning.training import (
     FISHER_ROWS,
@@ -59,14 +60,7 @@ def run(lm: LanguageModel, request: Unlearn, watched: bool = True) -> Steps:
     work.keep_what_was()
     for _ in work.write_stand_ins():
         yield Progress(0, request.steps)
-    choosing = work.choose(k)
-    while True:
-        try:
-            next(choosing)
-        except StopIteration as stop:
-            weights = stop.value
-            break
-        yield Progress(0, request.steps)
+    weights = yield from retold(work.choose(k), lambda _: Progress(0, request.steps))
     return (yield from work.train(weights))
 
 
@@ -87,7 +81,7 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
         yield Progress(0, 2, "timing")
     before += time.perf_counter() - started
     dense = mask == "dense" or work.paper  # the paper's weight decay moves every weight
-    weights = yield from _no_progress(masks.choose(lm, "dense" if dense else "random", k))
+    weights = yield from retold(masks.choose(lm, "dense" if dense else "random", k), lambda _: Progress(0, 2, "timing"))
     values = weights.old.clone()
     seconds = []
     for _ in range(2):  # the first one warms up
@@ -120,16 +114,6 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
 def _beside(request: Unlearn) -> int:
     """How many paragraphs a run keeps and watches."""
     return sum(map(len, (request.kept, request.held_out, request.others, request.family, request.general)))
-
-
-def _no_progress(steps: Generator[int, None, MaskedWeights]) -> Generator[Progress, None, MaskedWeights]:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            weights: MaskedWeights = stop.value
-            return weights
-        yield Progress(0, 2, "timing")
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -215,7 +199,7 @@ class _Run(Training):
         request = self.request
         weights, inside = chosen, None
         if self.paper:  # weight decay moves every weight, so all of them are values here; the gradient stays masked
-            weights = yield from _no_progress(masks.choose(self.lm, "dense", 0))
+            weights = yield from retold(masks.choose(self.lm, "dense", 0), lambda _: Progress(0, request.steps))
             inside = _positions(weights, chosen)
         steps = PAPER_STEPS if self.paper else request.steps
         rate = PAPER_RATE if self.paper else request.learning_rate
@@ -282,13 +266,7 @@ class _Run(Training):
     def _at(self, values: Tensor, done: int) -> Generator[Progress, None, Targets]:
         """The changed paragraphs with `values` in the weights."""
         writing = self.repetition_at(self.weights, values, self.targets_at(self.weights, values))
-        while True:
-            try:
-                next(writing)
-            except StopIteration as stop:
-                found: Targets = stop.value
-                return found
-            yield Progress(done, self.request.steps)
+        return retold(writing, lambda _: Progress(done, self.request.steps))
 
     def _drawn_back(
         self, values: Tensor, found: Targets, step: int
@@ -312,13 +290,7 @@ class _Run(Training):
         self, values: Tensor, most: int | None, done: int
     ) -> Generator[Progress, None, tuple[Floats, Floats, Floats]]:
         looking = self.watch.look(self.weights, values, most)
-        while True:
-            try:
-                next(looking)
-            except StopIteration as stop:
-                looked: tuple[Floats, Floats, Floats] = stop.value
-                return looked
-            yield Progress(done, self.request.steps)
+        return retold(looking, lambda _: Progress(done, self.request.steps))
 
     def _note(self, found: Targets, divergence: float, groups: tuple[Floats, Floats, Floats]) -> None:
         for name, value in vars(found).items():

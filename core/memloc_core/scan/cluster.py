@@ -49,12 +49,8 @@ class Worker:
 
     def _answer(self, request: bytes) -> bytes:
         """The Answer, or what went wrong as JSON."""
-        steps = self._engine.steps(codec.decode(request))
         try:
-            while True:
-                next(steps)
-        except StopIteration as stop:
-            return codec.encode(stop.value)
+            return codec.encode(self._engine.answer(codec.decode(request)))
         except MemlocError as error:
             return _failure(error)
 
