@@ -35,7 +35,7 @@ def demo() -> Iterator[Any]:
     """The embedded model as the engine holds it."""
     import torch
 
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
     from memloc_core.requests import OpenModel
 
     threads = torch.get_num_threads()

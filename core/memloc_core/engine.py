@@ -203,13 +203,13 @@ class Engine:
 
     def _open_model(self, request: OpenModel) -> Steps:
         yield Progress(0, 2, "importing torch")
-        from memloc_core import devices, language_model
+        from memloc_core import devices, loading
 
         yield Progress(1, 2, "reading weights")
         self.lm = None  # the old model's memory goes before the new one needs it
         gc.collect()  # transformers' models refer to themselves
         devices.give_back()
-        self.lm = language_model.load(request)
+        self.lm = loading.load(request)
         return self.lm.info
 
     def _provenance(self, seconds: float, notices: tuple[str, ...], edit: str) -> Provenance:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from memloc_core import language_model
+from memloc_core import loading
 from memloc_core.analyses import ablation, attention, parameter_gradients, patching, perturbation
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import (
@@ -198,7 +198,7 @@ def within_125m(lm: LanguageModel) -> tuple[dict[str, Any], dict[str, tuple[str,
     estimate = finish(patching.run_attribution(lm, AttributionPatching(**twin)))
     patched = finish(patching.run(lm, ActivationPatching(**twin, cells=estimate.top(3))))
     # Every cell at 125M takes minutes; the embedded model counts its passes the same way.
-    demo = language_model.load(OpenModel("demo", device="cpu"))
+    demo = loading.load(OpenModel("demo", device="cpu"))
     twin["paragraph"] = tuple(t % demo.info.vocabulary for t in paragraphs[0])
     every = paired(1, attribution=lambda: finish(patching.run_attribution(demo, AttributionPatching(**twin))))
     every |= paired(1, exact=lambda: found.update(exact=finish(patching.run(demo, ActivationPatching(**twin)))))
@@ -234,7 +234,7 @@ def within_125m(lm: LanguageModel) -> tuple[dict[str, Any], dict[str, tuple[str,
 
 def main() -> None:
     for device in devices():
-        demo = language_model.load(OpenModel("demo", device=device))
+        demo = loading.load(OpenModel("demo", device=device))
         report(f"localization, embedded, fp32, {device}", side_by_side(demo, 7), {})
         lm = random_model("float32", device)
         figures, goals = within_125m(lm) if device == "cpu" else ({}, {})

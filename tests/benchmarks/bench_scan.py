@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from memloc_core import language_model
+from memloc_core import loading
 from memloc_core.demo import MODEL_FOLDER, PARAGRAPHS_FILE
 from memloc_core.requests import Block, OpenModel
 from memloc_core.scan.kernel import PIECES, exact_matches
@@ -127,10 +127,10 @@ def memory_figures(folder: Path) -> dict[str, float]:
     """
     program = """
 import resource, sys, tracemalloc
-from memloc_core import language_model
+from memloc_core import loading
 from memloc_core.analyses import scanning
 from memloc_core.requests import Block, OpenModel, ScanBlock
-lm = language_model.load(OpenModel("demo", device="cpu"))
+lm = loading.load(OpenModel("demo", device="cpu"))
 tracemalloc.start()  # Python's and numpy's: the corpus and its windows, not what the model works with
 block = Block(sys.argv[1], "tokens", 0, int(sys.argv[2]), 0, "demo")
 for _ in scanning.run(lm, ScanBlock(block, keep=(100, 100, 100))):
@@ -158,10 +158,10 @@ def worker_figures(folder: Path) -> dict[str, float]:
     """One engine of one thread that scans two blocks, one after the other, against two engines with a block each."""
     program = """
 import sys, time
-from memloc_core import language_model
+from memloc_core import loading
 from memloc_core.analyses import scanning
 from memloc_core.requests import Block, OpenModel, ScanBlock
-lm = language_model.load(OpenModel("demo", device="cpu"))
+lm = loading.load(OpenModel("demo", device="cpu"))
 print("ready", flush=True)
 sys.stdin.readline()
 for number in sys.argv[2:]:
@@ -199,7 +199,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         GPTNeoForCausalLM(GPTNeoConfig(hidden_size=WIDTH, num_layers=LAYERS, **shape)).save_pretrained(folder / "125m")
-        lm = language_model.load(OpenModel(str(folder / "125m"), device="cpu"))
+        lm = loading.load(OpenModel(str(folder / "125m"), device="cpu"))
         figures = kernel_figures(lm) | reading_figures(folder) | memory_figures(folder) | worker_figures(folder)
     figures["tokenizing's rate / the model's"] = (
         figures["reading and tokenizing, tokens per second of a core"] / figures["scan, tokens per second"]

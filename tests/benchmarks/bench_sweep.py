@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from memloc_core import language_model
+from memloc_core import loading
 from memloc_core.analyses import exact_match, perturbation
 from memloc_core.language_model import LanguageModel
 from memloc_core.paragraphs import open_paragraphs
@@ -198,7 +198,7 @@ def recited_and_not(
     Under the reference that their sweeps take: the true text, and for the others the model's own.
     """
     where = ("demo", "demo") if folder is None else (str(folder), str(folder / "paragraphs.jsonl"))
-    lm = language_model.load(OpenModel(where[0], device=device))
+    lm = loading.load(OpenModel(where[0], device=device))
     paragraphs = open_paragraphs(OpenParagraphs(where[1], where[0]))
     rows = [paragraphs.row(i) for i in range(len(paragraphs))]
     em = finish(exact_match.run(lm, ExactMatch(tuple(rows)))).em
@@ -212,7 +212,7 @@ def embedded(dtype: str, device: str) -> tuple[LanguageModel, torch.Tensor]:
     """The embedded model, and the prefix of a paragraph that it recites."""
     paragraphs = open_paragraphs(OpenParagraphs("demo", "demo"))
     row = paragraphs.tokens[int(paragraphs.repetitions.argmax())]
-    return language_model.load(OpenModel("demo", dtype, device)), torch.from_numpy(row[None, :PREFIX])
+    return loading.load(OpenModel("demo", dtype, device)), torch.from_numpy(row[None, :PREFIX])
 
 
 def shape_125m(dtype: str, device: str) -> tuple[LanguageModel, torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from memloc_core import language_model
+from memloc_core import loading
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import OpenModel, Unlearn
 from memloc_core.unlearning import masks
@@ -73,7 +73,7 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    demo = language_model.load(OpenModel("demo", device="cpu"))
+    demo = loading.load(OpenModel("demo", device="cpu"))
     figures = measure(demo, "embedded", 7)
     figures |= measure(random_model(), "125M", 3)
     goals = {key: ("<=", 1.0 if "memory" in key else 1.15) for key in figures if key.endswith("/ plain")}

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from memloc_core.language_model import LanguageModel, load
+from memloc_core.language_model import LanguageModel
+from memloc_core.loading import load
 from memloc_core.paragraphs import open_paragraphs
 from memloc_core.requests import GROUPS, ExactMatch, OpenModel, OpenParagraphs, Unlearn
 from memloc_core.sources import model_folder

@@ -101,7 +101,7 @@ def random_model(dtype: str = "float32", device: str = "cpu", **shape: Any) -> A
     import torch
     from transformers import GPTNeoConfig, GPTNeoForCausalLM, logging
 
-    from memloc_core import language_model
+    from memloc_core import loading
     from memloc_core.requests import OpenModel
 
     whole = {"hidden_size": 768, "num_layers": 12, "num_heads": 12} | shape
@@ -110,7 +110,7 @@ def random_model(dtype: str = "float32", device: str = "cpu", **shape: Any) -> A
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         GPTNeoForCausalLM(GPTNeoConfig(**whole)).save_pretrained(folder)
-        return language_model.load(OpenModel(folder, dtype, device))
+        return loading.load(OpenModel(folder, dtype, device))
 
 
 def machine() -> dict[str, Any]:

@@ -53,7 +53,7 @@ def tiny(tiny_checkpoint: Path) -> Iterator[Any]:
     """The checkpoint as the engine holds it."""
     import torch
 
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
     from memloc_core.requests import OpenModel
 
     threads = torch.get_num_threads()

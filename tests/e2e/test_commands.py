@@ -20,7 +20,7 @@ import torch
 
 from memloc_cache.store import ResultCache
 from memloc_core.errors import UsageError
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.requests import ExactMatch, OpenModel, Perturb, Sweep
 from memloc_tui.console import print_json
 from memloc_tui.files import check_can_be_written, write_whole

@@ -31,7 +31,7 @@ from memloc_core import hub as asking, sources
 from memloc_core.corpora import streams
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.requests import CorpusFiles, FindCorpus, OpenModel, PlanScan
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions

@@ -201,7 +201,7 @@ async def test_a_second_visit_needs_no_engine_and_notices_weights_that_changed(m
     """The cache recognises a folder by its files' names, sizes and times; the engine reads the weights."""
     from safetensors.torch import load_file, save_file
 
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
 
     folder = make_checkpoint("changing")
     chosen = Settings(str(folder), str(files / "rows.npy"), "cpu", cache_dir=tmp_path / "cache")

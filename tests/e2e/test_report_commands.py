@@ -35,7 +35,7 @@ def place(make_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(place):
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

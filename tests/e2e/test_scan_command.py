@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.requests import ExactMatch, OpenModel
 from tests.conftest import result
 from tests.e2e.conftest import wait_for

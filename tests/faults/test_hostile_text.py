@@ -117,7 +117,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-        from memloc_core.language_model import load
+        from memloc_core.loading import load
 
         pieces = [*strings(rounds(300, 20_000)), *unicode(rounds(500, 1))]
         self.pieces = [text.encode("utf-8", "surrogatepass") for text in pieces]

@@ -125,7 +125,7 @@ import resource, sys
 import torch
 torch.set_num_threads(1)
 from memloc_core.engine import Engine
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.paragraphs import open_paragraphs
 from memloc_core.requests import ExactMatch, OpenModel, OpenParagraphs
 lm = load(OpenModel("demo", device="cpu"))
@@ -157,7 +157,7 @@ def test_an_allocator_that_refuses_halves_the_batch_too(seen: Any) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_that_is_full_halves_the_batch_too(questions: Questions, seen: Any) -> None:
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
 
     lm = load(r.OpenModel("demo", device="cuda:0"))
     engine = Engine()

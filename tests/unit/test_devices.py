@@ -12,7 +12,7 @@ import torch
 from memloc_core import devices, worker
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.requests import ExactMatch, OpenModel
 
 CUDA = torch.device("cuda", 0)
@@ -99,7 +99,7 @@ def test_the_model_before_is_gone_when_the_next_one_is_read(tiny_checkpoint, mon
         there.append(before())
         raise MemlocError("no more is needed")
 
-    monkeypatch.setattr("memloc_core.language_model.load", reads)
+    monkeypatch.setattr("memloc_core.loading.load", reads)
     with pytest.raises(MemlocError, match="no more"):
         engine.answer(OpenModel(str(tiny_checkpoint)))
     assert there == [None]

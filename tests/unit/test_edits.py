@@ -503,7 +503,7 @@ def test_the_top_line_says_which_edits_are_on():
 def test_an_exported_checkpoint_gives_the_edited_models_logits_in_transformers_and_here(family, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
 
     lm = tiny(family)
     source = tmp_path / "source"

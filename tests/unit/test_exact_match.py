@@ -159,7 +159,7 @@ def test_continue_is_generate_with_each_tokens_probability(demo, demo_paragraphs
 
 
 def test_end_of_text_inside_a_continuation_is_a_token_like_any(make_checkpoint):
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
     from memloc_core.requests import OpenModel
 
     lm = load(OpenModel(str(make_checkpoint("eos")), device="cpu"))

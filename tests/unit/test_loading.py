@@ -19,7 +19,7 @@ from torch import nn
 
 from memloc_core import sources
 from memloc_core.errors import MemlocError, UsageError
-from memloc_core.language_model import load, weight_fingerprint
+from memloc_core.loading import load, weight_fingerprint
 from memloc_core.requests import Continue, ExactMatch, OpenModel, Sweep
 from memloc_core.tokenizers import load_tokenizer
 from tests.conftest import result

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from memloc_core import language_model, memory
+from memloc_core import loading, memory
 from memloc_core.errors import MemlocError
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.memory import free_memory, weights_of, while_loading
 from memloc_core.requests import OpenModel
 
@@ -57,7 +57,7 @@ def test_the_prediction_is_what_loading_takes(llama, dtype):
     program = f"""
 import threading, time, torch
 from transformers.models.llama import modeling_llama
-from memloc_core.language_model import load
+from memloc_core.loading import load
 from memloc_core.requests import OpenModel
 def held():
     with open("/proc/self/status") as file:
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_the_loaders_to_name(tmp_path, spoil):
 def test_what_cannot_fit_is_refused_with_the_numbers_before_it_is_read(llama, monkeypatch):
     need = while_loading(weights_of(llama), 4)
     monkeypatch.setattr(memory, "free_memory", lambda: need // 2)
-    monkeypatch.setattr(language_model, "_from_pretrained", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(loading, "_from_pretrained", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(MemlocError) as caught:
         load(OpenModel(str(llama), device="cpu"))
     said = str(caught.value)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from memloc_core.analyses.remains import edit_distance, repetition
 from memloc_core.engine import analysis
 from memloc_core.errors import Cancelled, MemlocError, UsageError
-from memloc_core.language_model import load, weight_fingerprint
+from memloc_core.loading import load, weight_fingerprint
 from memloc_core.requests import ExactMatch, MeasureRemains, OpenModel
 from memloc_core.unlearning.watching import longest_run
 from tests.conftest import result

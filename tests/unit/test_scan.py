@@ -335,7 +335,7 @@ def place(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(place):
-    from memloc_core.language_model import load
+    from memloc_core.loading import load
     from memloc_core.requests import OpenModel
 
     engine = Engine()
