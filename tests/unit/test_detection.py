@@ -78,7 +78,7 @@ def test_every_signal_is_what_a_plain_loop_gives(demo: Any, demo_paragraphs: Any
         expected = {
             "NLL": sum(losses) / 49,
             "min-k": sum(losses[-10:]) / 10,
-            "late NLL": float(nll[-10:].mean()),
+            "late NLL": float(nll.detach()[-10:].mean()),
             "late margin": sum(late) / 10,
             "next margin": float(top[0] - top[1]),
             "correct": float((logits[0, :-1].argmax(-1) == ids[0, 1:]).float().mean()),
