@@ -52,9 +52,8 @@ class TokenScores:
 class LanguageModel:
     """The raw model, its identity, and cancellation.
 
-    `logits` of `hidden` equal the model's own logits: `load` checks that on the loaded weights and, for a model whose
-    head is more than one matrix and what `_after_head` knows, lets `hidden` return whole logits and `logits` pass them
-    through.
+    `logits` of `hidden` equal the model's own logits: that is checked on the loaded weights. Of a model whose head is
+    more than one matrix and what `_known_ends` has, `hidden` returns whole logits and `logits` passes them through.
     """
 
     def __init__(self, model: Any, info: ModelInfo) -> None:
@@ -340,7 +339,7 @@ class LanguageModel:
             if self.model.get_output_embeddings() is None:
                 return False
             self._splits = True
-            for after in _after_head(self.model.config.get_text_config()):
+            for after in _known_ends(self.model.config.get_text_config()):
                 self._after_head = after
                 with contextlib.suppress(AttributeError, TypeError, RuntimeError, ValueError):
                     if torch.equal(self.logits(self.hidden(ids)), whole):
@@ -394,7 +393,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _after_head(config: Any) -> list[Callable[[Tensor], Tensor]]:
+def _known_ends(config: Any) -> list[Callable[[Tensor], Tensor]]:
     """What a family may do to what its head puts out: Gemma caps it, Granite divides it, Cohere multiplies it."""
     cap, below, times = (
         getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")

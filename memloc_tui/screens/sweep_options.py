@@ -163,18 +163,12 @@ class OptionRows(RowList):
         self._begun = -1
         super().move_to(index)
 
-    def on_click(self, event: events.Click) -> None:
+    def clicked(self, index: int, x: int) -> None:
         """Onto a value's left arrow: the one before; onto the rest of it: the next; onto the last line: sweep."""
-        event.stop()
-        event.prevent_default()
-        offset = event.get_content_offset(self)
-        if offset is None or not 0 <= (index := offset.y + self.scroll_offset.y) < self.count:
-            return
-        self.move_to(index)
         if index == SWEEP:
             self.action_choose()
-        elif index < GIVEN and NAME <= offset.x < NAME + cell_len(self._value(index)):
-            self.change(-1 if offset.x < NAME + 2 else 1)
+        elif index < GIVEN and NAME <= x < NAME + cell_len(self._value(index)):
+            self.change(-1 if x < NAME + 2 else 1)
 
 
 class SweepOptions(Dialog[bool]):

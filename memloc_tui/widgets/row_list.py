@@ -175,7 +175,11 @@ class RowList(ScrollView, can_focus=True):
         offset = event.get_content_offset(self)
         if offset is not None and 0 <= offset.y + self.scroll_offset.y < self.count:
             self.move_to(offset.y + self.scroll_offset.y)
-            self.action_choose()
+            self.clicked(self.cursor, offset.x)
+
+    def clicked(self, index: int, x: int) -> None:
+        """A row was clicked, `x` cells from its left, and the cursor stands on it now."""
+        self.action_choose()
 
     def on_focus(self) -> None:
         self.repaint_row(self.cursor)

@@ -168,19 +168,13 @@ class RunForm(RowList):
     def action_choose(self) -> None:
         self.post_message(self.Start())
 
-    def on_click(self, event: events.Click) -> None:
+    def clicked(self, index: int, x: int) -> None:
         """Onto an arrow: change; onto the last line: start; elsewhere: only go there."""
-        event.stop()
-        event.prevent_default()
-        offset = event.get_content_offset(self)
-        if offset is None or not 0 <= (index := offset.y + self.scroll_offset.y) < self.count:
-            return
-        self.move_to(index)
         if index == len(self.fields):
             self.action_choose()
         elif self.fields[index].options:
             shown = f"‹ {self._value(self.fields[index], self.runs.form)} ›"
-            if NAME <= offset.x < NAME + 2:
+            if NAME <= x < NAME + 2:
                 self.action_change(-1)
-            elif NAME + 2 <= offset.x <= NAME + cell_len(shown) + 1:
+            elif NAME + 2 <= x <= NAME + cell_len(shown) + 1:
                 self.action_change(1)
