@@ -18,6 +18,7 @@ from memloc_core.requests import (
     Attention,
     AttentionPattern,
     AttributionPatching,
+    Block,
     Continue,
     ContrastGradients,
     ExactMatch,
@@ -27,6 +28,7 @@ from memloc_core.requests import (
     Perturb,
     RareTokens,
     Rarity,
+    ScanBlock,
     Sweep,
 )
 from memloc_core.scan.kernel import exact_matches
@@ -326,6 +328,14 @@ def test_a_model_whose_logits_are_not_finite_is_not_opened(value):
             language_model.LanguageModel(lm.model, lm.info)
     finally:
         weight.copy_(before)
+
+
+def test_a_scan_of_every_nll_neither(broken, tmp_path):
+    np.save(tmp_path / "rows.npy", np.array(_SPOILED))
+    block = Block(str(tmp_path / "rows.npy"), "", 0, len(_SPOILED), 0, "demo")
+    assert result(tiny("gpt_neo"), ScanBlock(block, 10, 10, 4, nll=True, min_unique=0.0)).windows == len(_SPOILED)
+    with pytest.raises(MemlocError, match="no numbers"):
+        result(broken, ScanBlock(block, 10, 10, 4, nll=True, min_unique=0.0))
 
 
 def test_one_paragraph_without_numbers_is_told_and_the_others_are_scored(broken):

@@ -1112,10 +1112,11 @@ def test_an_estimate_says_k_and_about_how_long_a_step_takes():
 
 
 def test_an_estimate_of_the_paper_s_protocol_counts_every_weight():
-    lm = tiny("gpt_neo")
-    cost = result(lm, EstimateRun(asked(protocol="paper", mask="gradient")))
-    assert cost.weights == math.ceil(0.01 * sum(m.parameter.numel() for m in matrices(lm)))
-    assert cost.bytes >= 28 * sum(m.parameter.numel() for m in matrices(lm))
+    lm, alone = tiny("gpt_neo"), {"mask": "gradient", "others": (), "general": ()}
+    cost, usual = (result(lm, EstimateRun(asked(protocol=protocol, **alone))) for protocol in ("paper", "memloc"))
+    total = sum(m.parameter.numel() for m in matrices(lm))
+    assert cost.weights == usual.weights == math.ceil(0.01 * total)
+    assert cost.bytes - usual.bytes == 28 * (total - cost.weights)
 
 
 def test_a_run_that_is_not_watched_takes_the_same_steps():
