@@ -735,6 +735,20 @@ async def test_the_tour_does_not_take_an_earlier_run_for_the_one_it_asks_for(ses
         assert "weights changed" not in shown(app, "#tour")
 
 
+async def test_the_tour_says_that_a_run_failed_before_its_first_step() -> None:
+    given: Any = RunSession()
+    given.fail[Unlearn] = MemlocError("There is too little memory.")
+    app = MemlocApp(Settings(model=DEMO, paragraphs=DEMO), given)
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await app.explorer.action_begin_tour()
+        for _ in range(4):
+            await pilot.press("full_stop")
+        await form(pilot)
+        await pilot.press("enter")
+        await until(pilot, lambda: "The run did not work: There is too little memory." in shown(app, "#tour"))
+
+
 async def test_flipping_without_an_edit_says_why_nothing_happens(app: MemlocApp) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
