@@ -104,7 +104,7 @@ class Selection:
 
 
 class Asker:
-    """A session for commands: the catalogue, and questions asked one after the other under a progress bar."""
+    """A session for commands: the catalogue, and questions asked in turn under a progress bar."""
 
     def __init__(self, session: Session, progress: Progress) -> None:
         self.session = session
@@ -122,16 +122,17 @@ class Asker:
         """
         wanted = list(requests)
         task = self._progress.add_task(what, total=len(wanted))
-        answers = []
-        for number, request in enumerate(wanted):
+        answers: list[Answer[Any]] = []
+        while (number := len(answers)) < len(wanted):
+            some = wanted[number : number + self.session.together(wanted[number:])]
 
-            def step(progress: Any, number: int = number) -> None:
+            def step(progress: Any, number: int = number, n: int = len(some)) -> None:
                 said = heard(progress) or what
-                done = number + progress.done / max(1, progress.total)
+                done = number + n * progress.done / max(1, progress.total)
                 self._progress.update(task, completed=done, description=said)
 
-            answers.append(await self.session.ask(request, step))
-            self._progress.update(task, completed=number + 1)
+            answers += await self.session.ask_together(some, step)
+            self._progress.update(task, completed=len(answers))
         self._progress.remove_task(task)
         return answers
 

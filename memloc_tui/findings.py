@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +120,13 @@ class Pace:
     def __init__(self) -> None:
         self._cost, self._seconds = 0.0, 0.0
 
-    def took(self, request: Request, seconds: float) -> None:
-        self._cost += cost(request)
+    def took(self, cost: float, seconds: float) -> None:
+        self._cost += cost
         self._seconds += seconds
 
-    def seconds(self, requests: Iterable[Request]) -> float | None:
-        """What these will take; None before anything was measured."""
-        return sum(map(cost, requests)) * self._seconds / self._cost if self._cost else None
+    def seconds(self, requests: Iterable[Request], more: float = 0.0) -> float | None:
+        """What these will take, and `more` cost; None before anything was measured."""
+        return (sum(map(cost, requests)) + more) * self._seconds / self._cost if self._cost else None
 
     def left(self, session: Session, plan: Iterable[Iterable[Request]]) -> float | None:
         """What is still to be asked of a plan; the same request counts once."""
@@ -144,41 +145,37 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
     steps = claim.steps(setting)
     provenance: Provenance | None = None
     spent = 0.0
+
+    def told(done: float, theirs: float, total: float, rest: list[Request], progress: Any = None) -> None:
+        """`theirs` is the cost of what is being asked, of which so much has been made; without any progress, all."""
+        share = 1.0 if progress is None else progress.done / max(1, progress.total)
+        on_step(Step(claim, (done + share * theirs) / total, pace.seconds(rest, (1 - share) * theirs)))
+
     try:
         # Verdicts resample some thousand times: in a thread, or keys would wait.
         wanted = await asyncio.to_thread(_next, steps, None)
         while not isinstance(wanted, Finding):
             answers: list[Any] = []
-            total, done = sum(map(cost, wanted)) or 1.0, 0.0
-            for place, request in enumerate(wanted):
-                ahead = list(wanted[place:])
-
-                def heard(
-                    progress: Any, before: float = done, ahead: list[Request] = ahead, total: float = total
-                ) -> None:
-                    share = progress.done / max(1, progress.total)
-                    left = pace.seconds(ahead)
-                    if left is not None:
-                        left -= (pace.seconds(ahead[:1]) or 0.0) * share
-                    on_step(Step(claim, (before + share * cost(ahead[0])) / total, left))
-
+            total = sum(map(cost, wanted)) or 1.0
+            while ahead := [Edited(request, fingerprints, files) for request in wanted[len(answers) :]]:
+                some, rest = ahead[: (n := session.together(ahead))], ahead[n:]
+                done, theirs = total - sum(map(cost, ahead)), sum(map(cost, some))
+                heard = partial(told, done, theirs, total, rest)
                 started = monotonic()
-                posed = Edited(request, fingerprints, files)
-                fresh = session.peek(posed) is None
+                fresh = session.peek(some[0]) is None
                 try:
-                    answer = await session.ask(posed, heard)
+                    found = await session.ask_together(some, heard)
                 except (EngineDied, Cancelled):
                     raise
                 except MemlocError as error:
                     wanted = await asyncio.to_thread(_throw, steps, error)
                     break
                 if fresh:
-                    pace.took(request, monotonic() - started)
-                    spent += answer.provenance.seconds
-                provenance = answer.provenance
-                answers.append(answer.result)
-                done += cost(request)
-                on_step(Step(claim, done / total, pace.seconds(ahead[1:])))
+                    pace.took(theirs, monotonic() - started)
+                    spent += sum(answer.provenance.seconds for answer in found)
+                provenance = found[-1].provenance
+                answers += [answer.result for answer in found]
+                heard()
             else:
                 wanted = await asyncio.to_thread(_next, steps, answers)
     finally:
@@ -195,7 +192,8 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
 
 def cost(request: Request) -> float:
     """About how long a request takes, in forward passes of one paragraph."""
-    inner = request.request if isinstance(request, Ablated) else request.run if isinstance(request, TryRun) else request
+    inner = request.request if isinstance(request, Edited) else request
+    inner = inner.request if isinstance(inner, Ablated) else inner.run if isinstance(inner, TryRun) else inner
     if isinstance(inner, ExactMatch):
         return len(inner.paragraphs)
     if isinstance(inner, Sweep):

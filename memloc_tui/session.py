@@ -28,6 +28,8 @@ from memloc_core.requests import (
     Progress,
     ReadVocabulary,
     Request,
+    Sweep,
+    Sweeps,
     Vocabulary,
 )
 from memloc_tui.edits import ActiveEdit, active, check
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from memloc_cache.store import ResultCache
     from memloc_tui.engine_client import EngineClient
 
+# Sweeps asked as one, which fills passes that those of one paragraph do not; but a stop loses what is being computed.
+TOGETHER_ON_GPU, TOGETHER_IF_SMALL, SMALL = 64, 10, 20_000_000  # of so many weights
 _REMEMBERED = 4096  # answers kept in memory
 OnProgress = Callable[[Progress], None]
 
@@ -189,6 +193,32 @@ class Session:
                 self._land(key, flight)  # whoever asks again from now on must not wait for what is being cancelled
                 flight.task.cancel()
 
+    def together(self, requests: Sequence[Request]) -> int:
+        """How many of the first of these are best asked together: sweeps alike that nobody has answered yet, else 1."""
+        assert self.model is not None
+        small = TOGETHER_IF_SMALL if self.model.parameters <= SMALL else 1
+        most = small if self.model.device == "cpu" else TOGETHER_ON_GPU
+        alike = 0
+        for request in requests[:most]:
+            kind = _any_paragraphs(request)
+            if kind is None or kind != _any_paragraphs(requests[0]) or self.peek(request) is not None:
+                break
+            alike += 1
+        return max(1, alike)
+
+    async def ask_together(self, requests: Sequence[Request], heard: OnProgress | None = None) -> list[Answer[Any]]:
+        """The answers to as many requests as `together` counts; each is kept as if it had been asked alone."""
+        if len(requests) == 1:
+            return [await self.ask(requests[0], heard)]
+        questions = [self._question(request) for request in requests]
+        posed = [question if isinstance(question, Edited) else Edited(question) for question in questions]
+        answer = await self.ask(replace(posed[0], request=Sweeps(tuple(one.request for one in posed))), heard)
+        provenance = replace(answer.provenance, seconds=answer.provenance.seconds / len(posed))
+        answers = [Answer(one.request, s, provenance) for one, s in zip(posed, answer.result.scores, strict=True)]
+        for one, found in zip(posed, answers, strict=True):
+            self.keep(replace(found, request=one))
+        return answers
+
     def keep(self, answer: Answer[Any]) -> None:
         """Keep what was worked out from other answers, under the model and, where the request does not say which, the
         edits that are on now."""
@@ -338,3 +368,11 @@ class Session:
 def _bare(answer: Answer[Any]) -> Answer[Any]:
     """The answer with the request that the edits stood around."""
     return replace(answer, request=answer.request.request) if isinstance(answer.request, Edited) else answer
+
+
+def _any_paragraphs(request: Request) -> Request | None:
+    """The sweep that this is, whatever its paragraph; None for what is no sweep."""
+    if isinstance(request, Edited):
+        inner = _any_paragraphs(request.request)
+        return inner and replace(request, request=inner)
+    return replace(request, paragraph=(), reference="true") if isinstance(request, Sweep) else None

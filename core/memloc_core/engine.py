@@ -55,6 +55,7 @@ from memloc_core.requests import (
     ScanBlock,
     ScoreWindows,
     Sweep,
+    Sweeps,
     TryRun,
     Unlearn,
 )
@@ -71,6 +72,7 @@ ANALYSES: dict[type[Request], str] = {
     Alternatives: "continuation:run_alternatives",
     Perturb: "perturbation:run",
     Sweep: "perturbation:run_sweep",
+    Sweeps: "perturbation:run_sweeps",
     Ablated: "ablation:run_ablated",
     ParameterGradients: "parameter_gradients:run",
     ContrastGradients: "parameter_gradients:run_contrast",

@@ -199,23 +199,23 @@ class LanguageModel:
 
         return DynamicCache(config=self.model.config)
 
-    def repeated(self, cache: Any, n: int) -> Any:
-        """A copy of a one-row cache for n rows; the original stays as it is."""
-        twin = copy.deepcopy(cache)
-        twin.batch_repeat_interleave(n)
+    def selected(self, cache: Any, rows: Tensor) -> Any:
+        """A copy of a cache for these of its rows [n], each as often as it is named; the original stays as it is."""
+        twin = _copied(cache)
+        twin.batch_select_indices(rows.to(self.device))
         return twin
 
-    def shortened(self, cache: Any, row: Tensor, tokens: int) -> Any:
-        """A cache of the first `tokens` tokens of `row` [t], from one of more of them, which stays as it is.
+    def shortened(self, cache: Any, rows: Tensor, tokens: int) -> Any:
+        """A cache of the first `tokens` tokens of rows [n, t], from one of more of them, which stays as it is.
 
         Where a sliding window has forgotten the beginning it is computed anew.
         """
-        twin = copy.deepcopy(cache)
+        twin = _copied(cache)
         try:
             twin.crop(tokens - cache.get_seq_length())
         except (RuntimeError, ValueError):
             twin = self.new_cache()
-            self.hidden(row[None, :tokens], twin)
+            self.hidden(rows[:, :tokens], twin)
         return twin
 
     # ----------------------------------------------------------------------------------------------- heads and blocks
@@ -383,10 +383,18 @@ class LanguageModel:
         half = ids.shape[1] // 2
         with torch.inference_mode(), contextlib.suppress(Exception):
             whole = self.hidden(ids)[:, half:]
-            cache = self.new_cache()
+            cache, twice = self.new_cache(), torch.tensor([0, 0])
             self.hidden(ids[:, :half], cache)
-            return self._nearly(self.hidden(ids[:, half:].repeat(2, 1), self.repeated(cache, 2)), whole)
+            again = [self.hidden(ids[:, half:].repeat(2, 1), self.selected(cache, twice)) for _ in range(2)]
+            return all(self._nearly(once, whole) for once in again)  # so the copy was one
         return False
+
+
+def _copied(cache: Any) -> Any:
+    """A cache of its own that shares tensors with the given one: cutting, selecting and adding all make new ones."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,12 @@ class FakeSession:
         answer = Answer(request, result, Provenance("fake", "f", "", "fp32", "cpu", "eager", 0.012))
         self.kept[question] = answer
         return answer
+
+    def together(self, requests: Sequence[Request]) -> int:
+        return 1
+
+    async def ask_together(self, requests: Sequence[Request], heard: Any = None) -> list[Answer[Any]]:
+        return [await self.ask(request, heard) for request in requests]
 
     async def compute(self, request: Request, edits: tuple[str, ...], on_progress: Any) -> Any:
         """What a subclass knows beyond `answer`."""

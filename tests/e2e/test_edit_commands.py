@@ -109,6 +109,7 @@ async def test_a_sitting_with_edits(place, tiny, two):
         session.set_edits(())
         assert not differ(session.peek(QUICK).result, plain)
         assert session.peek(QUICK).provenance.edit == ""
+        await sweeps_asked_together_are_kept_each_under_its_own_edits(session, tiny, two, a)
         await others_are_answered_by_the_original_while_an_edited_sweep_runs(session, tiny, a)
         await a_paused_question_takes_no_step_until_it_goes_on(session, tiny, a)
         await a_cancelled_edited_sweep_leaves_the_original(session, tiny, a)
@@ -120,6 +121,26 @@ async def test_a_sitting_with_edits(place, tiny, two):
     await a_later_visit_needs_no_engine(place, tiny, two)
     await nor_does_the_refusal_of_another_models_edit(place)
     assert b"a.safetensors" not in (place / "cache" / "cache.db").read_bytes()
+
+
+async def sweeps_asked_together_are_kept_each_under_its_own_edits(session, tiny, two, a):
+    rows = (ROW, ROW[::-1], (*ROW[50:], *ROW[:50]))
+    sweeps = [Sweep(row, seed=3, reference=("true", "own")[i % 2]) for i, row in enumerate(rows)]
+    for on, edits, names in (((a,), two[:1], a.fingerprint), ((), (), "")):
+        session.set_edits(on)
+        assert session.together(sweeps) == 3
+        asked = asyncio.create_task(session.ask_together(sweeps))
+        await asyncio.sleep(0)
+        session.set_edits(())  # what is put on or off meanwhile is not what was asked with
+        answers = await asked
+        session.set_edits(on)
+        for sweep, answer in zip(sweeps, answers, strict=True):
+            assert answer.request == sweep
+            assert answer.provenance.edit == names
+            close(answer.result, expected(tiny, sweep, *edits))
+            assert not differ(session.peek(sweep).result, answer.result)
+            assert session.peek(sweep).provenance.edit == names
+        assert session.together(sweeps) == 1  # known by now
 
 
 async def others_are_answered_by_the_original_while_an_edited_sweep_runs(session, tiny, a):

@@ -73,6 +73,7 @@ async def test_a_sitting(tiny_checkpoint, files, tiny):
         assert session.model.identity == tiny.info.identity
         await answers_are_those_of_the_same_analysis_here(session, tiny)
         await two_equal_questions_are_computed_once(session)
+        await sweeps_that_are_alike_go_to_the_engine_as_one(session)
         await a_click_is_answered_while_a_sweep_runs_and_a_cancelled_sweep_ends_at_once(session, tiny)
         await a_question_asked_again_right_after_its_cancellation_is_answered(session, tiny)
         await a_listener_that_fails_stops_nothing(session)
@@ -106,6 +107,23 @@ async def two_equal_questions_are_computed_once(session):
     first, second = await asyncio.gather(*(session.ask(Sweep(ROW, "random", 2, 8)) for _ in range(2)))
     assert first is second
     assert session._client._last_id == sent + 1
+
+
+async def sweeps_that_are_alike_go_to_the_engine_as_one(session):
+    rows = [(*ROW[i:], *ROW[:i]) for i in range(15)]
+    sweeps = [Sweep(row, seed=9) for row in rows]
+    other = [ExactMatch((ROW,)), Perturb(ROW, ((1, 1),)), replace(sweeps[0], seed=8), replace(sweeps[0], draws=2)]
+    assert session.together(sweeps) == 10
+    assert session.together([*sweeps[:4], other[2], *sweeps[4:]]) == 4
+    assert [session.together([first, *sweeps]) for first in other] == [1, 1, 1, 1]
+    await session.ask(sweeps[2])
+    assert [session.together(sweeps), session.together(sweeps[2:])] == [2, 1]
+    sent, heard = session._client._last_id, []
+    answers = await session.ask_together(sweeps[3:], heard.append)
+    assert session._client._last_id == sent + 1
+    assert [answer.request for answer in answers] == sweeps[3:]
+    assert all(session.peek(sweep) == answer for sweep, answer in zip(sweeps[3:], answers, strict=True))
+    assert {progress.total for progress in heard} == {12}
 
 
 async def until(condition, seconds=60):

@@ -119,6 +119,9 @@ def changed(value):
         return value + "x"
     if isinstance(value, tuple):
         return (*value, changed(value[-1])) if value else (7,)
+    if dataclasses.is_dataclass(value):
+        first = dataclasses.fields(value)[0].name
+        return dataclasses.replace(value, **{first: changed(getattr(value, first))})
     raise AssertionError(type(value))
 
 

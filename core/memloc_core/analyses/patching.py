@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memloc_core.analyses.perturbation import _check, _reference_row
+from memloc_core.analyses.perturbation import _check, _reference_rows
 from memloc_core.architectures import Architecture, Hook, Site
 from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
@@ -157,7 +157,8 @@ def _rows(lm: LanguageModel, request: ActivationPatching | AttributionPatching) 
             raise UsageError(f"Position {position} is outside the prefix, 0..{request.prefix_length - 1}.")
         lm.check_tokens((token,), len(request.paragraph))
     with torch.inference_mode():
-        clean = _reference_row(lm, torch.tensor(request.paragraph), request.prefix_length, request.reference)
+        row, own = torch.tensor([request.paragraph]), [request.reference == "own"]
+        (clean,) = _reference_rows(lm, row, request.prefix_length, own)
     clean = clean.clone()  # greedy decoding gives inference tensors
     perturbed = clean.clone()
     for position, token in request.replacements:

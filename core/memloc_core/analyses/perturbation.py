@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,17 @@ from torch import Tensor
 from memloc_core.bfloat16 import Bfloat16Pass
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
-from memloc_core.requests import Perturb, Perturbation, Progress, Sweep, SweepScores, Tokens, random_tokens
+from memloc_core.requests import (
+    AllSweepScores,
+    Perturb,
+    Perturbation,
+    Progress,
+    Sweep,
+    Sweeps,
+    SweepScores,
+    Tokens,
+    random_tokens,
+)
 
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
@@ -33,7 +43,7 @@ def run(lm: LanguageModel, request: Perturb) -> Generator[Progress, None, Pertur
             raise UsageError(f"Position {position} is outside the prefix, 0..{p - 1}.")
         lm.check_tokens((token,), len(paragraph))
     with torch.inference_mode():
-        clean = _reference_row(lm, torch.tensor(paragraph), p, request.reference)
+        (clean,) = _reference_rows(lm, torch.tensor([paragraph]), p, [request.reference == "own"])
         perturbed = clean.clone()
         for position, token in request.replacements:
             perturbed[position] = token
@@ -58,91 +68,151 @@ def run(lm: LanguageModel, request: Perturb) -> Generator[Progress, None, Pertur
 
 def run_sweep(lm: LanguageModel, request: Sweep) -> Generator[Progress, None, SweepScores]:
     """Every prefix position in turn, reusing the clean prefix's keys and values."""
-    if request.verified and lm.info.dtype != "float32":
-        raise UsageError(f"A verified sweep is held against float32, and {lm.info.name} is open in {lm.info.dtype}.")
-    sweep = _Swept(lm, request)
-    yield from _verified(sweep) if request.verified else sweep.told(sweep.through(~sweep.exact))
-    lm.refuse_no_numbers(sweep.nll, sweep.clean_margins)
-    return sweep.so_far()
+    swept = _Swept(lm, [request])
+    for done in swept.steps():
+        yield Progress(done, len(swept.em), "replacements", partial=swept.of(0))
+    return swept.of(0)
+
+
+def run_sweeps(lm: LanguageModel, request: Sweeps) -> Generator[Progress, None, AllSweepScores]:
+    """Many paragraphs: rows of several are computed together."""
+    if len({replace(sweep, paragraph=(), reference="true") for sweep in request.sweeps}) != 1:
+        raise UsageError("Sweeps that go together differ in nothing but the paragraph and what it is scored against.")
+    at_once = max(1, rows_of_a_pass(lm) // request.sweeps[0].draws)
+    scores: list[SweepScores] = []
+    for start in range(0, len(request.sweeps), at_once):
+        swept = _Swept(lm, request.sweeps[start : start + at_once])
+        for done in swept.steps():
+            yield Progress(start + done * swept.n // len(swept.em), len(request.sweeps), "sweeps")
+        scores += map(swept.of, range(swept.n))
+    return AllSweepScores(tuple(scores))
 
 
 class _Swept:
-    """What a sweep knows of its replacements, flattened to [p * draws] places, and how it learns it."""
+    """What sweeps of n paragraphs know of their replacements, flattened to [p * n * draws] places, and how they
+    learn it.
 
-    def __init__(self, lm: LanguageModel, request: Sweep) -> None:
-        self.lm, self.p, self.draws = lm, request.prefix_length, request.draws
-        _check(lm, request.paragraph, self.p)
-        self.c = len(request.paragraph) - self.p
+    The places go by position first: those that are computed together then have much of the prefix in common.
+    """
+
+    def __init__(self, lm: LanguageModel, requests: Sequence[Sweep]) -> None:
+        self.lm, like = lm, requests[0]
+        self.n, self.p, self.draws, self.verified = len(requests), like.prefix_length, like.draws, like.verified
+        if self.verified and lm.info.dtype != "float32":
+            raise UsageError(
+                f"A verified sweep is held against float32, and {lm.info.name} is open in {lm.info.dtype}."
+            )
+        for request in requests:
+            _check(lm, request.paragraph, self.p)
+        rows = lm.rows(tuple(request.paragraph for request in requests), self.p)
+        self.c = rows.shape[1] - self.p
         with torch.inference_mode():
-            self.clean = _reference_row(lm, torch.tensor(request.paragraph), self.p, request.reference)
-            self.tokens = _replacements(lm, request)
-            self.targets = self.clean[None, self.p :].to(lm.device)
-            self.cache = lm.new_cache() if lm.reuses_prefix else None  # of the whole clean row
-            found = lm.token_scores(lm.hidden(self.clean[None, :-1], self.cache)[:, -self.c :], self.targets)
-        self.clean_margins = found.margin[0].cpu().numpy()
-        self.clean_margin = float(found.deciding_margin(self.targets))  # what its exact match hangs on
-        self.em_before = int(found.exact_match(self.targets))
-        n = self.p * self.draws
-        self.em = np.full(n, -1, np.int64)
-        self.margin, self.nll = np.full((2, n), np.nan, np.float32)
-        self.margins = np.zeros((n, self.c), np.float32)  # of every token
-        self.exact = np.zeros(n, bool)  # of a verified sweep: computed in full precision
-        self.error = self.bound = math.nan
+            self.clean = _reference_rows(lm, rows, self.p, [request.reference == "own" for request in requests])
+            tokens = np.stack([_replacements(lm, request) for request in requests], 1)  # [p, n, draws]
+            self.targets = self.clean[:, self.p :].to(lm.device)
+            self.cache = lm.new_cache() if lm.reuses_prefix else None  # of the whole clean rows
+            found = lm.token_scores(lm.hidden(self.clean[:, :-1], self.cache)[:, -self.c :], self.targets)
+        self.clean_margins = found.margin.cpu().numpy()
+        self.clean_margin = found.deciding_margin(self.targets).cpu().numpy()  # what each exact match hangs on
+        self.em_before = found.exact_match(self.targets).cpu().numpy()
+        self.tokens = tokens.reshape(-1)
+        self.position, self.paragraph, draw = (index.ravel() for index in np.indices(tokens.shape))
+        self.sampled = (self.position * self.draws + draw) % _MEASURED == _MEASURED - 1
+        places = tokens.size
+        self.em = np.full(places, -1, np.int64)
+        self.margin, self.nll = np.full((2, places), np.nan, np.float32)
+        self.margins = np.zeros((places, self.c), np.float32)  # of every token
+        self.exact = np.zeros(places, bool)  # of verified sweeps: computed in full precision
+        self.error, self.bound = np.full((2, self.n), np.nan, np.float32)
 
-    def measured(self, errors: NDArray[np.float32]) -> None:
-        """Margins in bfloat16 were off by so much. One that is no number leaves nothing to be trusted."""
-        self.error = float(np.maximum(self.error, np.abs(errors).max()))
-        self.bound = _SAFETY * self.error
-
-    def so_far(self) -> SweepScores:
-        """What is known by now."""
-        shape = self.p, self.draws
+    def of(self, paragraph: int) -> SweepScores:
+        """What is known by now of one of them."""
+        here = np.arange(len(self.em)).reshape(self.p, self.n, self.draws)[:, paragraph]
         return SweepScores(
-            reference=self.clean[self.p :].numpy(),
-            em_before=self.em_before,
-            replacements=self.tokens,
-            em=self.em.reshape(shape).copy(),
-            margin=self.margin.reshape(shape).copy(),
-            nll=self.nll.reshape(shape).copy(),
-            error=self.error,
-            bound=self.bound,
-            rechecked=float(self.exact.mean()),
+            reference=self.clean[paragraph, self.p :].numpy(),
+            em_before=int(self.em_before[paragraph]),
+            replacements=self.tokens[here],
+            em=self.em[here],
+            margin=self.margin[here],
+            nll=self.nll[here],
+            error=float(self.error[paragraph]),
+            bound=float(self.bound[paragraph]),
+            rechecked=float(self.exact[here].mean()),
         )
 
-    def told(self, steps: Iterator[int]) -> Generator[Progress, None, None]:
-        """Steps, each the number of places done, as progress."""
-        for done in steps:
-            yield Progress(done, len(self.em), "replacements", partial=self.so_far())
+    def steps(self) -> Iterator[int]:
+        """All of it; yields how many places are done."""
+        yield from self._verified() if self.verified else self._through(~self.exact)
+        self.lm.refuse_no_numbers(self.nll, self.clean_margins)
 
-    def through(self, wanted: NDArray[np.bool_]) -> Iterator[int]:
-        """Score the `wanted` places [p * draws]; yields how many of them are done.
+    def _verified(self) -> Iterator[int]:
+        """All places in bfloat16, and again in full precision where that could change an exact match.
+
+        A token counts as matched by the sign of its margin, so an exact match can only be wrong if a margin that it
+        hangs on is off by more than its own size: those, up to `_SAFETY` times the largest error seen in the paragraph,
+        are computed again. The error is measured on the clean row, on a few places, and on all that are computed again,
+        until no more come near.
+        """
+        lm = self.lm
+        half, self.error = Bfloat16Pass(lm), np.zeros_like(self.error)
+        with half.applied(), torch.inference_mode():
+            rough = lm.token_scores(lm.hidden(self.clean[:, :-1])[:, -self.c :], self.targets).margin
+        self._measured(rough.cpu().numpy() - self.clean_margins, np.arange(self.n))
+        # Nor would the exact matches of most places be certain, where that of the clean row is not: text not recited.
+        self.exact |= ~(self.clean_margin > self.bound)[self.paragraph]
+        done = 0
+        for done in self._through(self.exact):
+            yield done
+        rest = self._through(~self.exact)
+        while True:
+            with half.applied():
+                more = next(rest, None)
+            if more is None:
+                break
+            yield done + more
+        todo = self.sampled
+        while (todo := ~self.exact & (todo | ~(self.margin > self.bound[self.paragraph]))).any():
+            before = self.margins[todo]
+            for _ in self._through(todo):
+                yield len(self.em)
+            self.exact |= todo
+            self._measured(before - self.margins[todo], self.paragraph[todo])
+
+    def _measured(self, errors: NDArray[np.float32], of: Ints) -> None:
+        """Margins [k, c] in bfloat16, of paragraphs `of` [k], were off by so much. One that is no number leaves nothing
+        to be trusted."""
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(self.error, of, np.abs(errors).max(-1))
+        self.bound = np.float32(_SAFETY) * self.error
+
+    def _through(self, wanted: NDArray[np.bool_]) -> Iterator[int]:
+        """Score the `wanted` places; yields how many of them are done.
 
         A replacement at position i leaves everything before i as it was, so positions go in groups: of the clean pass
         what lies before the group's first position is repeated for the group's rows, which compute only the rest.
         """
-        # On a CPU ten rows fill the cores, and a shorter group saves tokens; a GPU wants more rows.
-        most, ended = (10 if self.lm.device.type == "cpu" else 25) * self.draws, 0
+        most, ended = rows_of_a_pass(self.lm), 0
         left = wanted.nonzero()[0]
         while len(left):
             places, left = left[:most], left[most:]
-            first = int(places[0]) // self.draws
+            first = int(self.position[places[0]])
             with torch.inference_mode():
                 prefix = self.lm.shortened(self.cache, self.clean, first) if self.cache is not None and first else None
             score = partial(self._score, places, first, prefix)
-            for done in self.lm.in_batches(score, len(places), len(self.clean)):
+            for done in self.lm.in_batches(score, len(places), self.clean.shape[1]):
                 yield ended + done
             ended += len(places)
 
     def _score(self, places: Ints, first: int, prefix: Any, start: int, stop: int) -> None:
-        """Some of the places, all at position `first` or later, after the prefix up to there."""
+        """Some of the places, all at position `first` or later, after the prefixes up to there."""
         places = places[start:stop]
-        n, cached = len(places), first if prefix is not None else 0
-        rows = self.clean.repeat(n, 1)
-        tokens = self.tokens.reshape(-1)[places]
-        rows[torch.arange(n), torch.from_numpy(places // self.draws)] = torch.from_numpy(tokens)
+        cached = first if prefix is not None else 0
+        of = torch.from_numpy(self.paragraph[places])
+        rows = self.clean[of]
+        rows[torch.arange(len(of)), torch.from_numpy(self.position[places])] = torch.from_numpy(self.tokens[places])
         with torch.inference_mode():
-            cache = self.lm.repeated(prefix, n) if cached else None
-            targets = self.targets.expand(n, self.c)
+            cache = self.lm.selected(prefix, of) if cached else None
+            targets = self.targets[of.to(self.lm.device)]
             scores = self.lm.token_scores(self.lm.hidden(rows[:, cached:-1], cache)[:, -self.c :], targets)
         self.em[places] = scores.exact_match(targets).cpu().numpy()
         self.margin[places] = scores.deciding_margin(targets).cpu().numpy()
@@ -150,36 +220,9 @@ class _Swept:
         self.margins[places] = scores.margin.cpu().numpy()
 
 
-def _verified(sweep: _Swept) -> Generator[Progress, None, None]:
-    """All places in bfloat16, and again in full precision where that could change an exact match.
-
-    A token counts as matched by the sign of its margin, so an exact match can only be wrong if a margin that it hangs
-    on is off by more than its own size: those, up to `_SAFETY` times the largest error seen, are computed again. The
-    error is measured on the clean row, on a few places, and on all that are computed again, until no more come near.
-    """
-    lm, everything = sweep.lm, np.ones(len(sweep.em), bool)
-    half, sweep.error = Bfloat16Pass(lm), 0.0
-    with half.applied(), torch.inference_mode():
-        rough = lm.token_scores(lm.hidden(sweep.clean[None, :-1])[:, -sweep.c :], sweep.targets).margin[0]
-    sweep.measured(rough.cpu().numpy() - sweep.clean_margins)
-    if not sweep.clean_margin > sweep.bound:  # nor would those of most places be: text that is not recited
-        sweep.exact |= everything
-        yield from sweep.told(sweep.through(everything))
-        return
-    steps = sweep.told(sweep.through(everything))
-    while True:
-        with half.applied():
-            progress = next(steps, None)
-        if progress is None:
-            break
-        yield progress
-    todo = np.arange(len(everything)) % _MEASURED == _MEASURED - 1
-    while (todo := ~sweep.exact & (todo | ~(sweep.margin > sweep.bound))).any():
-        before = sweep.margins.copy()
-        for _ in sweep.through(todo):
-            yield Progress(len(todo), len(todo), "replacements", partial=sweep.so_far())
-        sweep.exact |= todo
-        sweep.measured((before - sweep.margins)[todo])
+def rows_of_a_pass(lm: LanguageModel) -> int:
+    """How many rows a sweep computes together: what keeps the device busy, for a shorter group saves tokens."""
+    return 10 if lm.device.type == "cpu" else 320
 
 
 def _check(lm: LanguageModel, paragraph: Tokens, prefix_length: int) -> None:
@@ -188,12 +231,12 @@ def _check(lm: LanguageModel, paragraph: Tokens, prefix_length: int) -> None:
     lm.check_tokens(paragraph, len(paragraph))
 
 
-def _reference_row(lm: LanguageModel, row: Tensor, prefix_length: int, reference: str) -> Tensor:
-    """The row [t] with the continuation that is scored: the true one, or the model's own greedy one."""
-    if reference == "true":
-        return row
-    own, _ = lm.greedy(row[None, :prefix_length], len(row) - prefix_length)
-    return torch.cat([row[:prefix_length], own[0]])
+def _reference_rows(lm: LanguageModel, rows: Tensor, prefix_length: int, own: Sequence[bool]) -> Tensor:
+    """Rows [n, t] with the continuations that are scored: the true ones, or where `own` the model's greedy ones."""
+    rows, chosen = rows.clone(), torch.tensor(own)
+    if chosen.any():
+        rows[chosen, prefix_length:], _ = lm.greedy(rows[chosen, :prefix_length], rows.shape[1] - prefix_length)
+    return rows
 
 
 def _replacements(lm: LanguageModel, request: Sweep) -> Ints:

@@ -54,6 +54,7 @@ from memloc_core.requests.localization import (
     Score as Score,
 )
 from memloc_core.requests.recitation import (
+    AllSweepScores as AllSweepScores,
     Alternatives as Alternatives,
     Continuation as Continuation,
     Continue as Continue,
@@ -62,6 +63,7 @@ from memloc_core.requests.recitation import (
     Perturb as Perturb,
     Perturbation as Perturbation,
     Sweep as Sweep,
+    Sweeps as Sweeps,
     SweepScores as SweepScores,
     TokenAlternatives as TokenAlternatives,
     random_tokens as random_tokens,
@@ -132,6 +134,7 @@ REQUESTS: tuple[type[Request], ...] = (
     Continue,
     Perturb,
     Sweep,
+    Sweeps,
     Alternatives,
     Ablated,
     ParameterGradients,

@@ -138,6 +138,26 @@ class Sweep(Request):
     verified: bool = False
 
 
+@dataclass(frozen=True)
+class AllSweepScores(Result):
+    """Of each paragraph its own sweep's scores."""
+
+    scores: tuple[SweepScores, ...]
+
+
+@dataclass(frozen=True)
+class Sweeps(Request):
+    """Sweeps that differ in nothing but the paragraph and what it is scored against, computed together.
+
+    Rows of several paragraphs fill a pass where those of one do not; each answer belongs to its own `Sweep`, under
+    which it is kept.
+    """
+
+    answer = AllSweepScores
+    keeps = False
+    sweeps: tuple[Sweep, ...]
+
+
 def random_tokens(seed: int, position: int, draws: int, vocabulary: int, original: int) -> Tokens:
     """The first `draws` random replacements at a position: uniform over the vocabulary without the original.
 
