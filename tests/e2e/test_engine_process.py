@@ -116,6 +116,11 @@ async def sweeps_that_are_alike_go_to_the_engine_as_one(session):
     assert session.together(sweeps) == 10
     assert session.together([*sweeps[:4], other[2], *sweeps[4:]]) == 4
     assert [session.together([first, *sweeps]) for first in other] == [1, 1, 1, 1]
+    model = session.model
+    for device, n in (("cpu", 1), ("cuda:0", 15)):  # of a large model
+        session.model = replace(model, parameters=10**9, device=device)
+        assert session.together(sweeps) == n
+    session.model = model
     await session.ask(sweeps[2])
     assert [session.together(sweeps), session.together(sweeps[2:])] == [2, 1]
     sent, heard = session._client._last_id, []

@@ -167,7 +167,8 @@ class Unlearn(Request):
     half of each step's kept rows are like the targets (as far as there are): that is where the harm is. Objectives
     edit and memorize: what is taught is recited in full; "steps": go on to the last step. `protocol` "paper": its
     optimizer, loss, masks and weight decay, for comparison only (then rate, steps, weights of the loss and goal are
-    the paper's too); weights outside the mask change as well, and the result says so.
+    the paper's too); weights outside the mask change as well, and the result says so. An edit is conditioned on the
+    alternative's own tokens there too, where the paper's code has those of the original.
 
     `kept` decides what survives: besides other text it should hold other memorized paragraphs, and of the targets' own
     family about half of the siblings, memorized or not. What the run is judged by must not be in it: `held_out` (of the
