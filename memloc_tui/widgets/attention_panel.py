@@ -159,7 +159,7 @@ class AttentionPanel(LocalPanel):
         if out == scene.head:
             p = probability(float(rarity.p_all[out]), request.resamples)
             close = "" if rarity.stands_out else ", others come close"
-            return f"The head most drawn to rare tokens{close}: τ {own}, {p} {n}"
+            return f"Most drawn to rare tokens{close}: τ {own}, {p} {n}"
         how = "standing out as drawn" if rarity.stands_out else "more drawn"
         return Content.assemble(
             ("h", "bold $foreground"),

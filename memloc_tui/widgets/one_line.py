@@ -17,7 +17,9 @@ JOBS: tuple[Job, ...] = ("sweep", "claims", "answers")
 
 
 class OneLine(Static):
-    """A line that repaints without laying the screen out again."""
+    """A line that repaints without laying the screen out again. What does not fit ends in an ellipsis."""
+
+    DEFAULT_CSS = "OneLine { text-wrap: nowrap; text-overflow: ellipsis; }"
 
     def say(self, content: Content) -> None:
         self.update(content, layout=False)

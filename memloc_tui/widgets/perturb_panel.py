@@ -168,7 +168,7 @@ class PerturbPanel(Vertical):
             return Content.assemble((what, "$text-warning"), f"   {view.error}")
         if score is None or view.asking:
             return Content.assemble((what, "$text-warning"), ("   asking …", "$text-muted"))
-        said = f"   {change(score.em_before, score.em)}   drop {score.drop}   margin {score.margin:.2g}   {score.took}"
+        said = f"   {change(score.em_before, score.em)}   margin {score.margin:.2g}   {score.took}"
         return Content.assemble((what, "bold $text-warning"), said)
 
     def _sweep_said(self, view: View) -> str:

@@ -70,7 +70,7 @@ async def test_another_head_that_stands_out_is_said_and_taken_by_a_key() -> None
         assert said in app.text("#attention-offer")
         await pilot.press("h")
         assert app.said == [("head", (1, 1))]
-        assert "The head most drawn to rare tokens: τ" in app.text("#attention-offer")
+        assert "Most drawn to rare tokens: τ" in app.text("#attention-offer")
         weights = weights_of(1, 1, P - 1)
         assert app.text("#attention-list").split()[0] == f"{max(weights):.3f}"
 
