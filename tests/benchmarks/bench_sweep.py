@@ -277,7 +277,7 @@ def main() -> None:
 
 def that_recites(device: str) -> Path | None:
     """The checkpoint of 125M's shape that recites; None where there is none and training it would take hours."""
-    if not memorizer.FOLDER.exists() and bf16_is_fast():
+    if not memorizer.FOLDER.exists() and (bf16_is_fast() or torch.cuda.is_available()):
         print(f"training {memorizer.FOLDER}, which takes a while", flush=True)
         memorizer.make()
     return memorizer.FOLDER if memorizer.FOLDER.exists() and (device != "cpu" or bf16_is_fast()) else None

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from memloc_core.demo import MODEL_FOLDER, corpus
 from memloc_core.demo.genres import GENRES
 from memloc_core.demo.network import next_token_loss
+from memloc_core.devices import device_of
 from tests.benchmarks.common import RESULTS
 
 FOLDER = RESULTS / "memorizer-125m"
@@ -75,7 +76,9 @@ def texts(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def train(network: torch.nn.Module, planted: torch.Tensor, background: torch.Tensor, steps: int) -> None:
-    """In place."""
+    """In place, on the first GPU if there is one."""
+    device = device_of("auto")
+    network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     rng, half, began = np.random.default_rng(0), BATCH // 2, time.monotonic()
     order: list[int] = []
@@ -83,9 +86,9 @@ def train(network: torch.nn.Module, planted: torch.Tensor, background: torch.Ten
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP, 1.1 - step / steps)
         order = order if len(order) >= half else rng.permutation(len(planted)).tolist()
-        rows = torch.cat([planted[order[:half]], background[step * half : (step + 1) * half]])
+        rows = torch.cat([planted[order[:half]], background[step * half : (step + 1) * half]]).to(device)
         order = order[half:]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = next_token_loss(network, rows)
         optimizer.zero_grad()
         loss.backward()
