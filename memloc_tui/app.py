@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Iterable
+from time import strftime
 from typing import TYPE_CHECKING, Any, Literal
 
 from textual import constants
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
 
     from memloc_core.errors import EngineDied
     from memloc_tui.config import Config
+    from memloc_tui.screens.messages import Said
     from memloc_tui.session import Session
     from memloc_tui.settings import Settings
     from memloc_tui.state import Resume
 
+MESSAGES_KEPT = 200
 SAVE_AFTER = 0.8  # seconds of quiet before the resume state is written
 ENGINE = {
     "starting": "engine starting",
@@ -52,6 +56,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         Binding(
             "ctrl+p", "command_palette", "palette", id="app.palette", tooltip="Every action by name", priority=True
         ),
+        Binding("l", "messages", "messages", id="app.messages", tooltip="The last messages of this sitting"),
         Binding("ctrl+l", "redraw", "redraw", id="app.redraw", tooltip="Draw the whole screen anew", priority=True),
         Binding("q", "leave", "quit", id="app.quit", tooltip="Quit; asks while a job is running"),
         Binding("ctrl+q", "leave", "quit", id="app.quit_too", tooltip="Quit, from wherever you are", priority=True),
@@ -82,6 +87,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         self._save_timer: Timer | None = None
         self._wanted_theme = config.theme if config is not None else None
         self.wants_tour = tour
+        self._said: deque[Said] = deque(maxlen=MESSAGES_KEPT)  # newest first
         self.animation_level = "none"
 
     def get_driver_class(self) -> type[Driver]:
@@ -245,7 +251,10 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
     # ---------------------------------------------------------------------------------------------------------- saying
 
     def say(self, message: str, severity: Literal["information", "warning", "error"] = "information") -> None:
-        """A notice that holds data as well as words: never parsed as markup."""
+        """A notice that holds data as well as words: never parsed as markup. The last ones are kept for `l`."""
+        from memloc_tui.screens.messages import Said
+
+        self._said.appendleft(Said(strftime("%H:%M:%S"), severity, visible(message)))
         self.notify(visible(message), severity=severity, markup=False)
 
     # ---------------------------------------------------------------------------------------------------- resume state
@@ -289,6 +298,12 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         from memloc_tui.screens.help import Help
 
         self.push_screen(Help([b for b in MemlocApp.BINDINGS if isinstance(b, Binding)]))
+
+    def action_messages(self) -> None:
+        from memloc_tui.screens.messages import Messages
+
+        self.clear_notifications()  # they are in the list, which they would cover
+        self.push_screen(Messages(tuple(self._said)))
 
     def action_leave(self) -> None:
         """Quit, after a question if a job of the person's would be lost."""

@@ -17,6 +17,7 @@ from memloc_tui.screens.dialog import Dialog
 from memloc_tui.screens.explorer import Explorer
 from memloc_tui.screens.export import Export
 from memloc_tui.screens.likely import Likely
+from memloc_tui.screens.messages import Messages
 from memloc_tui.screens.sweep_options import SweepOptions
 from memloc_tui.widgets.chooser import Chooser
 from memloc_tui.widgets.curves import Curves
@@ -43,6 +44,7 @@ def sections(app_bindings: list[Binding]) -> list[tuple[str, list[Binding]]]:
         ("Filter", FilterLine),
         ("Sweep options", SweepOptions),
         ("Export", Export),
+        ("Messages", Messages),
         ("Questions", Confirm),
         ("Help", Help),
     ]
