@@ -66,8 +66,7 @@ class Editing:
         self._studies = {self.on: study}
         study.edits = self.names
         if marked := set(self.explorer.memloc.resume.marked):
-            ids = study.catalogue.paragraphs.ids
-            study.catalogue.marked = {row for row, id_ in enumerate(ids) if id_ in marked}
+            study.catalogue.marked = set(study.catalogue.rows_called(marked).values())
 
     def _on_paper(self) -> tuple[ActiveEdit, ...]:
         """The stack as the session gets it: nothing is on while the original is shown."""

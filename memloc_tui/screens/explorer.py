@@ -83,6 +83,7 @@ class Explorer(NotSelecting, Screen[None]):
         *(binding(p.key, f"panel('{p.name}')", p.title, f"panel_{p.name}", f"Open the {p.title} tab") for p in PANELS),
         binding("x", "unlearn", "unlearn", "unlearn", "Unlearn the paragraph on screen, or the marked ones"),
         binding("m", "mark", "mark", "mark", "Mark this paragraph to be changed with others, or unmark it"),
+        binding("asterisk", "mark_shown", "mark all", "mark_shown", "Mark all that the list shows", key_display="*"),
         binding("M", "unmark", "unmark", "unmark", "Unmark all paragraphs", key_display="M"),
         binding("E", "flip", "edited", "flip", "Show the edited weights everywhere, or the original", key_display="E"),
         binding("w", "sweep", "sweep", "sweep", "Sweep: replace each prefix token in turn"),
@@ -449,6 +450,9 @@ class Explorer(NotSelecting, Screen[None]):
     def action_mark(self) -> None:
         self.unlearning.planning.mark_paragraph()
 
+    def action_mark_shown(self) -> None:
+        self.unlearning.planning.mark_shown()
+
     def action_unmark(self) -> None:
         self.unlearning.planning.unmark()
 
@@ -698,6 +702,7 @@ LIST_KEYS: list[Key] = [
     ("S", "reverse", "screen.reverse"),
     ("m", "mark", "screen.mark"),
     ("w", "sweep", "screen.sweep"),
+    ("*", "mark all", "screen.mark_shown"),
     ("o", "overlay", "screen.overlay"),
     ("e", "export", "screen.export"),
 ]

@@ -59,7 +59,7 @@ def own(place: type) -> Iterator[Binding]:
 
 
 NAMES = {
-    "up": "↑", "down": "↓", "left": "←", "right": "→", "enter": "⏎", "escape": "esc", "slash": "/",
+    "up": "↑", "down": "↓", "left": "←", "right": "→", "enter": "⏎", "escape": "esc", "slash": "/", "asterisk": "*",
     "question_mark": "?", "left_square_bracket": "[", "right_square_bracket": "]", "pageup": "pgup",
     "pagedown": "pgdn",
 }  # fmt: skip

@@ -30,6 +30,7 @@ class Listing:
         self.explorer = explorer
         self.terms: tuple[Term, ...] = ()
         self.matching: list[int] = []
+        self.filtering = False  # whether other rows may match by now
         self.resort_waits = False
         self.error = ""  # why the scores stopped coming
         self.wrong = ""  # why the filter means nothing
@@ -124,6 +125,7 @@ class Listing:
 
     def filter(self, then: int = -1) -> None:
         """Find the rows that match, then show paragraph `then` (or the first) if none is shown yet."""
+        self.filtering = True
         work = partial(self._filter, self.terms, then)
         self.explorer.run_worker(work, group="filter", exclusive=True, exit_on_error=False)
 
@@ -138,7 +140,7 @@ class Listing:
                 started = monotonic()
         if catalogue is not self.catalogue:
             return
-        self.matching = matching
+        self.matching, self.filtering = matching, False
         self.show_order()
         if self.explorer.current < 0 and len(catalogue):
             first = self.explorer.list.order[0] if self.explorer.list.order else 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memloc_tui.screens.study import Study
 
 ESTIMATE_AFTER = 0.6  # seconds without another change
+MOST_MARKED = 4096  # paragraphs that one run changes
 
 
 class Planning:
@@ -37,28 +38,51 @@ class Planning:
 
     def mark_paragraph(self) -> None:
         """The paragraph on screen among those that a run changes together, or out of them."""
-        study, resume = self.explorer.study, self.explorer.memloc.resume
+        study = self.explorer.study
         assert study is not None
         study.catalogue.marked ^= {study.current}
+        self.explorer.list.repaint_paragraphs(range(study.current, study.current + 1))
+        self._keep_marks()
+        n = len(study.catalogue.marked)
+        self.explorer.memloc.say(f"{n} marked to be changed together: x opens the form." if n else "None is marked.")
+
+    def mark_shown(self) -> None:
+        """All that the list shows among them too: of copies one, since each paragraph can be changed once."""
+        study, memloc, listing = self.explorer.study, self.explorer.memloc, self.explorer.listing
+        assert study is not None
+        ids, marked = study.catalogue.paragraphs.ids, study.catalogue.marked
+        known = {ids[row] for row in marked}
+        shown = {ids[row]: row for row in reversed(listing.matching)}
+        new = {row for id_, row in shown.items() if id_ not in known}
+        if listing.filtering:
+            memloc.say("The list is being filtered; mark when it stands.")
+        elif len(marked) + len(new) > MOST_MARKED:
+            memloc.say(f"These are {len(new):,}, and {MOST_MARKED:,} can be marked: / filters the list.", "warning")
+        elif new:
+            marked |= new
+            self.explorer.list.refresh()
+            self._keep_marks()
+            now = f", {len(new):,} of them now" if len(new) < len(marked) else ""
+            memloc.say(f"{len(marked):,} marked to be changed together{now}: x opens the form, M unmarks them.")
+        else:
+            memloc.say("All that the list shows are marked." if shown else "The list shows none to mark.")
+
+    def unmark(self) -> None:
+        """No paragraph is marked any more."""
+        study = self.explorer.study
+        assert study is not None
+        study.catalogue.marked.clear()
+        self.explorer.list.refresh()
+        self._keep_marks()
+
+    def _keep_marks(self) -> None:
+        """Other paragraphs are marked now: this is kept, and what shows them follows."""
+        study, resume = self.explorer.study, self.explorer.memloc.resume
+        assert study is not None
         ids = study.catalogue.paragraphs.ids
         resume.marked = [ids[row] for row in sorted(study.catalogue.marked)]
         resume.unlearn["paragraphs"] = "marked" if study.catalogue.marked else "on screen"
         self.explorer.memloc.save_soon()
-        self.explorer.list.repaint_paragraphs(range(study.current, study.current + 1))
-        self.explorer.listing.changed("marked")
-        n = len(study.catalogue.marked)
-        self.explorer.memloc.say(f"{n} marked to be changed together: x opens the form." if n else "None is marked.")
-        self.explorer.draw()
-
-    def unmark(self) -> None:
-        """No paragraph is marked any more."""
-        study, resume = self.explorer.study, self.explorer.memloc.resume
-        assert study is not None
-        study.catalogue.marked.clear()
-        resume.marked = []
-        resume.unlearn["paragraphs"] = "on screen"
-        self.explorer.memloc.save_soon()
-        self.explorer.list.refresh()
         self.explorer.listing.changed("marked")
         self.explorer.draw()
 

@@ -166,6 +166,67 @@ async def test_marked_paragraphs_are_changed_together(app: MemlocApp, session: R
     assert state.load("fake", "fake")[0].marked == []
 
 
+async def test_all_that_the_filter_shows_are_marked_beside_those_that_were(app: MemlocApp, session: RunSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        first = next(row for row in range(60) if base_em(row) < 50)
+        app.explorer.listing.go_to(first)
+        recited = {row for row in range(60) if base_em(row) == 50}
+        await pilot.press("m", "slash", *"em>=50", "enter")
+        await until(pilot, lambda: f"{len(recited)} of 60" in shown(app, "#list-pane"))
+        await pilot.press("asterisk")
+        assert app.explorer.study.catalogue.marked == {first} | recited
+        rows = shown(app, "#paragraphs").split("\n")
+        assert all("◆" in line for line in rows if re.search(r"\d{3}ab", line))
+        said = f"{len(recited) + 1} marked to be changed together, {len(recited)} of them now: x opens the form"
+        await until(pilot, lambda: said in notices(app)[-1])
+        await pilot.press("asterisk")
+        await until(pilot, lambda: notices(app)[-1] == "All that the list shows are marked.")
+        await pilot.press("x")
+        await until(pilot, lambda: f"{len(recited) + 1} marked" in tab(app))
+        await pilot.press("1", "right_square_bracket", "m")
+        assert len(app.explorer.study.catalogue.marked) == len(recited)
+        await pilot.press("M", "slash", *" nothing like this", "enter")
+        await until(pilot, lambda: "0 of 60" in shown(app, "#list-pane"))
+        await pilot.press("asterisk")
+        await until(pilot, lambda: notices(app)[-1] == "The list shows none to mark.")
+        assert not app.explorer.study.catalogue.marked
+    kept = state.load("fake", "fake")[0]
+    assert (kept.marked, kept.unlearn["paragraphs"]) == ([], "on screen")
+
+
+async def test_of_copies_one_is_marked_which_a_run_can_change_also_in_the_next_sitting(session: RunSession) -> None:
+    whole = session._paragraphs
+    tokens, ids = whole.tokens.copy(), list(whole.ids)
+    for row in (20, 40):
+        tokens[row], ids[row] = tokens[0], ids[0]
+    copies = replace(whole, tokens=tokens, ids=tuple(ids))
+    for _ in range(2):
+        session._paragraphs = copies
+        app = unlearn_app(session)
+        async with app.run_test(size=WIDE) as pilot:
+            await opened(pilot)
+            if not app.explorer.study.catalogue.marked:
+                await pilot.press("asterisk")
+            assert app.explorer.study.catalogue.marked == set(range(60)) - {20, 40}
+
+
+async def test_no_more_are_marked_than_a_run_can_change_and_none_while_the_list_is_filtered(
+    app: MemlocApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memloc_tui.screens.planning.MOST_MARKED", 40)
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("asterisk")
+        await until(pilot, lambda: notices(app) == ["These are 60, and 40 can be marked: / filters the list."])
+        app.explorer.listing.typed("id:00")
+        app.explorer.action_mark_shown()  # before the filter has been applied
+        assert not app.explorer.study.catalogue.marked
+        await until(pilot, lambda: len(app.explorer.listing.matching) == 10)
+        await pilot.press("asterisk")
+        assert app.explorer.study.catalogue.marked == set(range(10))
+
+
 async def test_a_number_that_is_none_is_said_in_its_line_and_cannot_be_started(
     app: MemlocApp, session: RunSession
 ) -> None:
