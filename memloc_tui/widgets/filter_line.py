@@ -6,15 +6,12 @@ from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import Input
 
+from memloc_tui.widgets.text_line import TextLine
 
-class FilterLine(Input):
+
+class FilterLine(TextLine):
     """Applies as it is typed. Enter keeps the filter, Esc first empties it and then leaves."""
 
-    DEFAULT_CSS = """
-    FilterLine, FilterLine.-textual-compact, FilterLine.-textual-compact:focus {
-        height: 1; border: none; padding: 0 1; background: $foreground 7%;
-    }
-    """
     BINDINGS = [
         Binding("escape", "leave", "Back", id="filter.leave", tooltip="Empty the filter, then leave it", show=False),
         Binding("enter", "keep", "Keep", id="filter.keep", tooltip="Keep the filter", show=False),

@@ -9,6 +9,7 @@ import pytest
 from fake import PIECES, SPECIAL, WORDS, C, FakeSession, P, make_paragraphs
 from helpers import opened, screen_lines, until
 from test_localize import LocalSession
+from textual import events
 
 from memloc_core.requests import ParagraphSet
 from memloc_tui.app import MemlocApp
@@ -53,6 +54,18 @@ async def test_no_control_character_reaches_the_screen(size: tuple[int, int]) ->
                 for segment in strip:
                     assert not segment.control
                     assert all(category(c) not in FORBIDDEN for c in segment.text), repr(segment.text)
+
+
+async def test_what_is_pasted_into_a_line_is_drawn_as_glyphs_and_kept_as_it_is() -> None:
+    app = MemlocApp(Settings(model="fake", paragraphs="fake"), FakeSession())  # type: ignore[arg-type]
+    async with app.run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        await pilot.press("slash")
+        app.post_message(events.Paste("\x1b[2Jw1\u202e").set_sender(app))
+        await until(pilot, lambda: "␛[2Jw1⟨U+202E⟩" in screen_lines(app)[2])
+        assert app.resume.filter == "\x1b[2Jw1\u202e"
+        for strip in app.screen._compositor.render_strips():
+            assert all(category(c) not in FORBIDDEN for c in strip.text)
 
 
 async def test_data_is_never_markup() -> None:
