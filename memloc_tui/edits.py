@@ -200,6 +200,34 @@ def remove(name: str) -> Path:
     return path
 
 
+def above(fingerprint: str) -> list[str]:
+    """The fingerprints of the stored edits that were made on top of this one."""
+    found = (edit.summary for edit in stored() if edit.summary is not None)
+    return [summary.fingerprint for summary in found if fingerprint in summary.on_top_of]
+
+
+def copy(file: str, to: str) -> Path:
+    """Copy an edit's file; into a folder under its own name. Nothing is ever overwritten. Raises MemlocError."""
+    from shutil import copyfileobj
+
+    try:
+        path = Path(to).expanduser().absolute()
+        if path.is_dir():
+            path /= Path(file).name
+        with Path(file).open("rb") as source, path.open("xb") as target:
+            try:
+                copyfileobj(source, target)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        raise UsageError(f"{path} is there already; nothing was written.") from None
+    except (OSError, RuntimeError, ValueError) as error:  # `~nobody` is a RuntimeError
+        why = getattr(error, "strerror", None) or error
+        raise MemlocError(f"{file} cannot be copied to {to!r}: {why}.") from None
+    return path
+
+
 def stands(edit: ActiveEdit, on: Iterable[str]) -> bool:
     """Whether every edit that this one was made on top of is among those that are on before it, in their order."""
     rest = iter(on)

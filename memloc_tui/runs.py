@@ -56,11 +56,12 @@ STAYS: dict[Goal, tuple[tuple[str, int, str, float], ...]] = {
 class Run:
     """One run: of this sitting, or read back from its edit's file. Another state of it is another object."""
 
-    number: int  # in the order in which they became known
+    number: int  # in the order in which they became known; kept with its edit's file
     request: Unlearn
     ids: tuple[str, ...] = ()  # of its paragraphs, as far as they are in the set
     result: Unlearning | None = field(default=None, repr=False)  # what is known so far
     state: State = "done"
+    label: str = ""  # a name of the person's own
     name: str = ""  # of its saved edit
     file: str = ""
     fingerprint: str = ""
@@ -77,7 +78,7 @@ class Run:
 
     @property
     def letter(self) -> str:
-        """Its name: one letter, and from the 53rd run on two."""
+        """One letter, and from the 53rd run on two."""
         more, last = divmod(self.number, len(LETTERS))
         return (LETTERS[(more - 1) % len(LETTERS)] if more else "") + LETTERS[last]
 
@@ -98,6 +99,11 @@ class Run:
     @property
     def best(self) -> int:
         return min(self.result.best, self.steps) if self.result is not None else 0
+
+    @property
+    def called(self) -> str:
+        """The person's own name for it, else what it did."""
+        return visible(self.label) or self.said
 
     @property
     def said(self) -> str:
@@ -498,13 +504,26 @@ def curve_table(run: Run) -> Table:
 
 def runs_table(runs: Runs) -> Table:
     """Every run at its best step, a row each."""
-    names = ("edit", "paragraphs", "objective", "mask", "place", "sparsity", "goal", "seed", "steps", "best", "stopped")
+    names = (
+        "edit",
+        "name",
+        "paragraphs",
+        "objective",
+        "mask",
+        "place",
+        "sparsity",
+        "goal",
+        "seed",
+        "steps",
+        "best",
+        "stopped",
+    )
     figures = ("em_before", "em", "nll", "others_em", "agreement")
     rows: list[tuple[Cell, ...]] = []
     for run in runs.runs:
         if run.result is not None and len(run.result.em):
             r = run.request
-            texts = (run.name, " ".join(map(str, run.ids)), r.objective, r.mask, r.place)
+            texts = (run.name, run.label, " ".join(map(str, run.ids)), r.objective, r.mask, r.place)
             plain = (r.sparsity, Data(r.goal), r.seed, run.steps, run.best, Data(run.result.stopped))
             ends = (outcome(run, what) for what in ("em", "nll", "others", "agreement"))
             rows.append((*map(Data, texts), *plain, float(run.result.em[0].mean()), *ends))

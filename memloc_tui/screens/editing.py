@@ -142,6 +142,13 @@ class Editing:
         else:
             self._remember()
 
+    def forget(self, fingerprint: str) -> None:
+        """An edit that is off is kept no more."""
+        self.stack = [edit for edit in self.stack if edit.fingerprint != fingerprint]
+        self.explorer.memloc.session.set_edits(self._on_paper())
+        self._remember()
+        self.show_top()
+
     def known(self, on: tuple[str, ...]) -> Study | None:
         """The study under exactly these edits, if they were shown in this sitting."""
         return self._studies.get(on)

@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from memloc_tui.catalogue import FILTER_HELP
 from memloc_tui.keys import rebound
+from memloc_tui.screens.ask_line import AskLine
 from memloc_tui.screens.confirm import Confirm
 from memloc_tui.screens.dialog import Dialog
 from memloc_tui.screens.explorer import Explorer
@@ -46,6 +47,7 @@ def sections(app_bindings: list[Binding]) -> list[tuple[str, list[Binding]]]:
         ("Export", Export),
         ("Messages", Messages),
         ("Questions", Confirm),
+        ("A line of text", AskLine),
         ("Help", Help),
     ]
     return [("Everywhere", app_bindings), *((title, list(own(place))) for title, place in places)]

@@ -32,6 +32,10 @@ class Measuring:
     def running(self) -> bool:
         return bool(self._workers)
 
+    def of(self, run: Run) -> bool:
+        """Whether it is being measured what this run left."""
+        return run.number in self._workers
+
     def stop(self) -> bool:
         """Cancel what is being measured; whether there was anything."""
         for worker in self._workers.values():
@@ -42,9 +46,9 @@ class Measuring:
         """Ask what a run left, and what was there before it."""
         if run.running:
             self.explorer.memloc.say("What remains is measured when the run has ended.")
-        elif not run.file:
+        elif not run.fingerprint:
             self.explorer.memloc.say("This run has no edit, so it left nothing to measure.")
-        elif run.number in self._workers:
+        elif self.of(run):
             self.explorer.memloc.say("What it left is being measured: esc stops.")
         elif run.before is not None and run.after is not None:
             self.explorer.memloc.say("What it left is measured: v shows the result.")
@@ -56,7 +60,7 @@ class Measuring:
 
     def look(self, run: Run) -> None:
         """A run is looked at: what was measured in an earlier sitting shows at once."""
-        if run.question is None and run.file and not run.running:
+        if run.question is None and run.fingerprint and not run.running:
             self.explorer.run_worker(self._peek(run.number), group="peek", exclusive=True, exit_on_error=False)
 
     async def _question(self, number: int) -> MeasureRemains:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from textual.worker import Worker
 
 from memloc_core.errors import Cancelled, EngineDied, MemlocError
 from memloc_core.requests import Answer, Edited, Progress, Request, Unlearn, Unlearning
-from memloc_tui import edits as edit_store
+from memloc_tui import edits as edit_store, labels as label_store
 from memloc_tui.glyphs import visible
+from memloc_tui.labels import Label
 from memloc_tui.screens.measuring import Measuring
 from memloc_tui.screens.planning import Planning
 
@@ -41,7 +43,9 @@ class UnlearnRuns:
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
         self.planning, self.measuring = Planning(explorer), Measuring(explorer, self)
-        self.all: list[Run] = []  # oldest first
+        self.all: dict[int, Run] = {}  # by number
+        self._labels: dict[str, Label] = {}  # what stored runs are called, by the file's name
+        self._newest = -1  # the largest number so far
         self._marked: set[int] = set()
         self._reading = self._read = False  # the stored runs
         self._base = ""  # the weights that the runs are of
@@ -72,7 +76,7 @@ class UnlearnRuns:
 
     @property
     def _going_on(self) -> Run | None:
-        return next((run for run in self.all if run.running), None)
+        return next((run for run in self.all.values() if run.running), None)
 
     @property
     def _too_large(self) -> bool:
@@ -92,7 +96,8 @@ class UnlearnRuns:
         """The session knows the model (again): runs of other weights are none of its."""
         model = self.explorer.memloc.session.model
         if self._base != model.fingerprint:
-            self._base, self.all, self._reading, self._read = model.fingerprint, [], False, False
+            self._base, self.all, self._reading, self._read = model.fingerprint, {}, False, False
+            self._marked, self._newest = set(), -1
 
     def again(self) -> None:
         """Ask for what failed, and read the store: edits may have been made in another terminal."""
@@ -111,14 +116,18 @@ class UnlearnRuns:
         if resume.tab == TAB:
             if not self._reading:
                 self._reading = True
+                self._labels, notice = label_store.load(self._base)
+                if notice:
+                    self.explorer.memloc.say(notice, "warning")
                 self.explorer.run_worker(self._read_stored(), group="stored", exclusive=True, exit_on_error=False)
             plan.keep_estimate(study, form)
         on = {edit.fingerprint: edit.on for edit in self.explorer.editing.stack}
-        for run in self.all:
+        for run in self.all.values():
             if run.on != on.get(run.fingerprint):
                 self.change(run.number, on=on.get(run.fingerprint))
+        newest_first = tuple(self.all[number] for number in sorted(self.all, reverse=True))
         return Runs(
-            tuple(reversed(self.all)), frozenset(self._marked), form, tuple(sorted(study.catalogue.marked)),
+            newest_first, frozenset(self._marked), form, tuple(sorted(study.catalogue.marked)),
             plan.alternative, plan.estimate, plan.lacks, plan.wrong, self.explorer.editing.edited, self._read,
         )  # fmt: skip
 
@@ -128,10 +137,10 @@ class UnlearnRuns:
         if run is not None:
             of_run = {
                 "look": self.measuring.look, "mark": self.mark, "measure": self.measuring.start,
-                "toggle": self.explorer.editing.toggle,
+                "toggle": self.explorer.editing.toggle, "name": self.name, "copy": self.copy, "delete": self.delete,
             }  # fmt: skip
             of_run[message.what](run)
-        elif message.what in ("mark", "toggle", "measure", "compare"):
+        elif message.what in ("mark", "toggle", "measure", "name", "copy", "delete", "compare"):
             there = "choose one in the list" if self.all else "⏎ starts the one that the form describes"
             self.explorer.memloc.say(f"This key is about a run: {there}.")
         elif message.what == "set":
@@ -185,7 +194,13 @@ class UnlearnRuns:
     def _add(self, **fields: Any) -> Run:
         from memloc_tui.runs import Run
 
-        self.all.append(run := Run(len(self.all), **fields))
+        label = self._labels.get(Path(fields.get("file", "")).name)
+        if label is not None and label.number not in self.all:
+            number = label.number
+        else:
+            number = 1 + max(self._newest, *(kept.number for kept in self._labels.values()), -1)
+        self._newest = max(self._newest, number)
+        self.all[number] = run = Run(number, label=label.name if label is not None else "", **fields)
         return run
 
     async def _work(self, form: dict[str, str], below: tuple[str, ...]) -> None:
@@ -233,8 +248,9 @@ class UnlearnRuns:
         def paint() -> None:
             nonlocal painting
             painting = False
-            if self.all[number].running:
-                self._job(self.all[number])
+            run = self.all.get(number)
+            if run is not None and run.running:
+                self._job(run)
                 self.draw()
 
         self._job(self.all[number])
@@ -347,40 +363,172 @@ class UnlearnRuns:
             self.explorer.memloc.say(f"{error} The run's curves stay until you quit.", "error")
             return
         fingerprint = active.fingerprint
-        self.change(run.number, name=active.name, file=str(path), fingerprint=fingerprint)
+        run = self.change(run.number, name=active.name, file=str(path), fingerprint=fingerprint)
+        if path.name not in self._labels:
+            self._keep_labels(run)
         self.explorer.editing.put_on(active, run.below, show=not self._leaving)
 
     def leave(self) -> None:
         """The program ends: what a run has come to is kept."""
         self._leaving = True
-        for run in self.all:
+        for run in list(self.all.values()):
             if run.running:
                 self._keep_best(run.number, float("nan"), "cancelled")
+
+    # ------------------------------------------------------------------------------ names, copies, and what is deleted
+
+    def _keep_labels(self, *runs: Run) -> None:
+        """The letters and names of these for the next sitting."""
+        changed = {Path(run.file).name: Label(run.number, run.label) for run in runs if run.file}
+        self._labels |= changed
+        try:
+            label_store.keep(self._base, changed)
+        except OSError as error:
+            self.explorer.memloc.say(f"The runs' letters and names cannot be kept ({error.strerror}).", "warning")
+
+    def name(self, run: Run) -> None:
+        """Give a run a name of the person's own, or take it away."""
+        from memloc_tui.screens.ask_line import AskLine
+
+        def named(text: str | None) -> None:
+            if text is not None and run.number in self.all:
+                self._keep_labels(self.change(run.number, label=text.strip()))
+                self.draw()
+
+        says = f"It is shown in place of “{run.said}”; without one that is shown."
+        self.explorer.app.push_screen(
+            AskLine(f"A name for run {run.letter}", says, run.label, label_store.LONGEST), named
+        )
+
+    def copy(self, run: Run) -> None:
+        """Say where the file of a run's edit lies, and copy it to where the person wants it."""
+        from memloc_tui.screens.ask_line import AskLine
+
+        async def copied(text: str) -> None:
+            try:
+                path = await asyncio.to_thread(edit_store.copy, run.file, text)
+            except MemlocError as error:
+                self.explorer.memloc.say(str(error), "error")
+            else:
+                self.explorer.memloc.say(f"Written: {path}")
+
+        def wanted(text: str | None) -> None:
+            if text:
+                self.explorer.run_worker(copied(text), group="copy", exit_on_error=False)
+
+        if run.file:
+            says = f"The edit's file is {visible(run.file)}. Copy it to a folder, or to a new file:"
+            name = f"memloc-edit-{Path(run.file).name}"
+            self.explorer.app.push_screen(AskLine(f"Copy the edit of run {run.letter}", says, name), wanted)
+        else:
+            self.explorer.memloc.say("This run has no edit." if not run.running else "Its edit comes when it ends.")
+
+    def delete(self, run: Run) -> None:
+        """A run and its edit's file, once the person has said so; neither where one of them is needed."""
+        from memloc_tui.screens.confirm import Confirm
+
+        def said(yes: bool | None) -> None:
+            if yes:
+                self.explorer.run_worker(self._delete(run.number), group="delete", exit_on_error=False)
+
+        if why := self._needed(run):
+            self.explorer.memloc.say(why)
+            return
+        if not run.file:
+            goes = "It has no edit; its curves go."
+        elif self._kept_too(run):
+            goes = "Its edit stays: another run has come to the same."
+        else:
+            goes = f"Its edit goes with it: {visible(run.file)}"
+        self.explorer.app.push_screen(
+            Confirm(f"Delete run {run.letter}, {run.called or visible(run.error)}? {goes}"), said
+        )
+
+    def _kept_too(self, run: Run) -> bool:
+        """Whether another run, perhaps the one that goes on, has the same file."""
+        others = [other.file for other in self.all.values() if other.number != run.number]
+        return bool(run.file) and (self._file.path == Path(run.file) or run.file in others)
+
+    def _needed(self, run: Run) -> str:
+        """Why a run cannot be deleted, as a sentence."""
+        if run.running:
+            return "A run that goes on cannot be deleted: esc ends it."
+        if self.measuring.of(run):
+            return "What it left is being measured: esc stops that."
+        if not run.fingerprint or self._kept_too(run):
+            return ""
+        stack = self.explorer.editing.stack
+        if any(edit.on for edit in stack if edit.fingerprint == run.fingerprint):
+            return "Its edit is on: t switches it off, and then it can be deleted."
+        above = [edit.fingerprint for edit in stack if run.fingerprint in edit.below]
+        return self._carries(run, above)
+
+    def _carries(self, run: Run, above: list[str]) -> str:
+        """Why a run cannot be deleted on whose edit others stand: runs, and edits of these fingerprints."""
+        others = [o for o in self.all.values() if run.fingerprint in o.below and (o.file or o.running)]
+        known = [other.fingerprint for other in others]
+        names = [f"run {o.letter}" for o in others]
+        names += [f"edit {one[: edit_store.SHORT]}" for one in dict.fromkeys(above) if one not in known]
+        stand = "stands" if len(names) == 1 else "stand"
+        return f"It cannot be deleted: {', '.join(names)} {stand} on its edit." if names else ""
+
+    async def _delete(self, number: int) -> None:
+        memloc, above = self.explorer.memloc, list[str]()
+        if (run := self.all.get(number)) is not None and run.fingerprint:
+            above = await asyncio.to_thread(edit_store.above, run.fingerprint)
+        if (run := self.all.get(number)) is None:
+            return
+        kept_too = self._kept_too(run)
+        if why := self._needed(run) or ("" if kept_too else self._carries(run, above)):
+            memloc.say(why)
+            return
+        if kept_too:
+            self._keep_labels(*(o for n, o in self.all.items() if n != number and o.file == run.file))
+        elif run.file:
+            try:
+                if Path(run.file).exists():  # else it has been deleted already
+                    edit_store.remove(run.file)
+            except MemlocError as error:
+                memloc.say(str(error), "error")
+                return
+            self._labels.pop(Path(run.file).name, None)
+            self.explorer.editing.forget(run.fingerprint)
+        self.explorer.workers.cancel_group(self.explorer, "peek")
+        del self.all[number]
+        self._marked.discard(number)
+        memloc.say(f"Run {run.letter} is deleted.")
+        self.draw()
+        if memloc.resume.tab == TAB and self.explorer.panel.has_focus_within:
+            self.explorer.panel.focus_inside()  # what had the keyboard may have been the run's
 
     # --------------------------------------------------------------------------------------- runs of earlier sittings
 
     async def _read_stored(self) -> None:
-        """The runs of earlier sittings with this model, oldest first, so that they keep their letters."""
-        session, study = self.explorer.memloc.session, self.explorer.study
+        """The runs of earlier sittings with this model: with their letters, or the next ones, the oldest first."""
+        study = self.explorer.study
         assert study is not None
-        found = await asyncio.to_thread(edit_store.runs_of, session.model.fingerprint)
+        found = await asyncio.to_thread(edit_store.runs_of, self._base)
         ids = study.catalogue.paragraphs.ids
         for path, answer, problem in found:
             if answer is None:
                 said = visible(problem.replace(str(path), path.name))
-                if all(run.error != said for run in self.all):
-                    self._add(request=Unlearn((), ()), stored=True, state="failed", error=said)
+                if path.exists() and all(run.error != said for run in self.all.values()):
+                    self._add(request=Unlearn((), ()), stored=True, state="failed", error=said, file=str(path))
                 continue
             result, request = answer.result, bare_run(answer.request)
             fingerprint = result.edit.fingerprint
             rows = await asyncio.to_thread(study.catalogue.rows_of, request.targets)
-            if path != self._file.path and all(run.fingerprint != fingerprint for run in self.all):
+            if path == self._file.path or not path.exists():  # of the run that goes on, or deleted meanwhile
+                continue
+            if all(run.fingerprint != fingerprint for run in self.all.values()):
                 self._add(
                     request=request, result=result, stored=True, file=str(path), fingerprint=fingerprint,
                     name=fingerprint[: edit_store.SHORT], below=result.edit.on_top_of,
                     ids=tuple(ids[row] for row in rows), seconds=answer.provenance.seconds,
                 )  # fmt: skip
         self._read = True
+        if new := [run for run in self.all.values() if run.file and Path(run.file).name not in self._labels]:
+            self._keep_labels(*new)
         self.draw()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -39,7 +40,7 @@ class Lane:
 
     name: str
     look: str
-    letters: tuple[str, ...]  # one per run, or two
+    letters: tuple[str, ...]  # of each run, or its name
     series: tuple[Array, ...]  # [s + 1] each, nan where not known
     best: int  # of the first run
     low: float
@@ -201,7 +202,7 @@ class Curves(ScrollView, can_focus=True):
         tall = self._tops[number + 1] - top
         several = len(lane.series) > 1
         gutter = self._gutter
-        name = 1 + max(map(len, lane.letters)) if several else 0
+        name = 1 + min(max(map(cell_len, lane.letters)), max(2, (width - gutter) // 3)) if several else 0
         room = max(4, width - gutter - name)
         span = max(1, self.span)
         curves = [heights(s, 2 * room, span, lane.low, lane.high, 4 * tall) for s in lane.series]

@@ -102,7 +102,7 @@ class Pareto(Widget):
         here = ["▸" if p.run.number == self.here else " " for p in self.points]
         wide = max(len(p.run.letter) for p in self.points)
         return [
-            f"{mark}{p.run.letter:<{wide}} {figure(p.x)} · {self._y(what, p.y)}  {p.run.said}"
+            f"{mark}{p.run.letter:<{wide}} {figure(p.x)} · {self._y(what, p.y)}  {p.run.called}"
             for mark, p in zip(here, self.points, strict=True)
         ]
 

@@ -35,7 +35,13 @@ class RunList(RowList):
         self.runs = runs
         if cursor < 0:
             numbers = [run.number for run in runs.runs]
-            cursor = numbers.index(here.number) + 1 if here is not None and here.number in numbers else 0
+            if here is None:
+                cursor = 0
+            elif here.number in numbers:
+                cursor = numbers.index(here.number) + 1
+            else:  # its run is gone: the next one is looked at
+                cursor = min(self.cursor, len(numbers))
+                self.post_message(self.Moved(self, cursor))
         if self.count == len(runs.runs) + 1 and cursor == self.cursor:
             self.refresh()
         else:
@@ -54,13 +60,13 @@ class RunList(RowList):
             Segment(STATES[run.state], self.look("leave" if run.state == "failed" else "perturb")),
         ]
         if run.result is None or not len(run.result.em):
-            return [*head, Segment(f" {visible(run.error) or run.said}", self.look("faint"))]
+            return [*head, Segment(f" {visible(run.error) or run.called}", self.look("faint"))]
         before, after = float(run.result.em[0].mean()), outcome(run, "em")
         return [
             *head,
             Segment(f" {brief(before):>4}→{brief(after):<4} ", self.look("perturb")),
             Segment(f"{brief(outcome(run, 'others')):<4} ", self.look("match")),
-            Segment(run.said.removeprefix("unlearn ")),
+            Segment(visible(run.label) or run.said.removeprefix("unlearn ")),
         ]
 
     @property

@@ -114,6 +114,11 @@ class UnlearnPanel(LocalPanel):
         Binding(
             "i", "measure", "measure", id="unlearn.measure", tooltip="Unlearn: measure what a run left, and before"
         ),
+        Binding("N", "name_run", "name", id="unlearn.name_run", tooltip="Unlearn: give a run a name of your own"),
+        Binding(
+            "c", "copy_file", "copy file", id="unlearn.copy_file", tooltip="Unlearn: copy the file of a run's edit"
+        ),
+        Binding("delete", "delete", "delete", id="unlearn.delete", tooltip="Unlearn: delete a run and its edit; asks"),
     ]
     DEFAULT_CSS = """
     UnlearnPanel {
@@ -136,8 +141,8 @@ class UnlearnPanel(LocalPanel):
     """
 
     class Wants(Message):
-        """The person wants something: "set" a field of the form, "start", "pause"; "look" at a run, "mark", "toggle" or
-        "measure" it."""
+        """The person wants something: "set" a field of the form, "start", "pause"; "look" at a run, "mark", "toggle",
+        "measure", "name" or "delete" it, "copy" its edit's file."""
 
         def __init__(self, what: str, run: Run | None = None, name: str = "", value: str = "") -> None:
             super().__init__()
@@ -245,7 +250,7 @@ class UnlearnPanel(LocalPanel):
             left = f" · ≤ {clock(going.left)}" if going.left == going.left else ""
             waits = f"{left} · space pauses" if going.state == "running" else " · paused · space goes on"
             return Content.assemble(
-                (f"{going.letter} {going.said}", "bold $text-warning"), f" · {of}{waits} · esc ends it"
+                (f"{going.letter} {going.called}", "bold $text-warning"), f" · {of}{waits} · esc ends it"
             )
         if run is None:
             if not runs.known:
@@ -256,6 +261,7 @@ class UnlearnPanel(LocalPanel):
         parts = [
             p
             for p in (
+                visible(run.label),
                 run.said if run.request.targets else "",
                 f"of {of}" if of else "",
                 f"edit {run.name}" if run.name else "",
@@ -294,10 +300,14 @@ class UnlearnPanel(LocalPanel):
         others = {r.number: {c.name: c for c in curves(r)} for r in over[1:]}
         lanes = []
         for curve in own:
-            same = [(r.letter, others[r.number][curve.name]) for r in over[1:] if curve.name in others[r.number]]
+            same = [
+                (visible(r.label) or r.letter, others[r.number][curve.name])
+                for r in over[1:]
+                if curve.name in others[r.number]
+            ]
             low, high = spread([curve, *(c for _, c in same)])
             series = (curve.values, *(c.values for _, c in same))
-            letters = (run.letter, *(letter for letter, _ in same))
+            letters = (visible(run.label) or run.letter, *(letter for letter, _ in same))
             lanes.append(Lane(curve.name, curve.look, letters, series, run.best, low, high, curve.goal, curve.share))
         empty = visible(run.error) or (
             "Choosing the weights, measuring what is there …" if run.running else "No step yet."
@@ -572,6 +582,15 @@ class UnlearnPanel(LocalPanel):
 
     def action_measure(self) -> None:
         self.post_message(self.Wants("measure", self.run))
+
+    def action_name_run(self) -> None:
+        self.post_message(self.Wants("name", self.run))
+
+    def action_copy_file(self) -> None:
+        self.post_message(self.Wants("copy", self.run))
+
+    def action_delete(self) -> None:
+        self.post_message(self.Wants("delete", self.run))
 
 
 def _beside(left: list[Content], right: list[Content], width: int) -> Content:

@@ -31,7 +31,7 @@ from memloc_core.requests import (
     Unlearn,
 )
 from memloc_core.sources import DEMO
-from memloc_tui import edits, runs, state
+from memloc_tui import edits, labels, runs, state
 from memloc_tui.app import MemlocApp
 from memloc_tui.edits import ActiveEdit
 from memloc_tui.figures import figure
@@ -908,15 +908,17 @@ async def test_runs_are_laid_over_each_other_and_compared(app: MemlocApp) -> Non
 async def test_every_key_on_the_forms_row_says_or_shows_something(app: MemlocApp) -> None:
     async with app.run_test(size=WIDE) as pilot:
         await form(pilot)
-        for times, key in enumerate("tbiv", 1):
+        for times, key in enumerate("tbiNcv", 1):
             await pilot.press(key)
             said = ["This key is about a run: ⏎ starts the one that the form describes."] * times
             await until(pilot, lambda said=said: notices(app) == said)
         await pilot.press("n", "enter")
         await done(pilot)
         app.explorer.set_focus(app.explorer.query_one(RunList))
-        await pilot.press("home", "t")
-        await until(pilot, lambda: notices(app)[-1:] == ["This key is about a run: choose one in the list."])
+        for times, key in enumerate(("t", "delete"), 1):
+            await pilot.press("home", key)
+            said = ["This key is about a run: choose one in the list."] * times
+            await until(pilot, lambda said=said: notices(app)[-len(said) :] == said)
         await pilot.press("v")
         await until(pilot, lambda: "A 5.00 · " in shown(app, "#run-pareto"))
         await pilot.press("v")
@@ -939,7 +941,7 @@ async def test_what_cannot_be_measured_again_is_said(app: MemlocApp, session: Ru
         await until(pilot, lambda: notices(app)[before + 1 :] == ["What it left is being measured: esc stops."])
         await pilot.press("escape")
         await until(pilot, lambda: not app.explorer.unlearning.measuring.running)
-        app.explorer.unlearning.change(0, file="")
+        app.explorer.unlearning.change(0, fingerprint="")
         app.explorer.draw()
         await pilot.press("i")
         await until(pilot, lambda: notices(app)[-1:] == ["This run has no edit, so it left nothing to measure."])
@@ -985,7 +987,7 @@ async def test_r_shows_the_edits_that_were_made_in_another_terminal(app: MemlocA
             await pilot.press("r")
             await until(pilot, lambda: "0123456789abcdef" in shown(app, "#runs-list"))
             await pilot.pause(0.3)
-            assert [run.request.seed for run in app.explorer.unlearning.seen().runs if run.file] == [2, 1]
+            assert [run.request.seed for run in app.explorer.unlearning.seen().runs if run.result] == [2, 1]
             assert len(app.explorer.unlearning.seen().runs) == 3
 
 
@@ -1002,6 +1004,269 @@ async def test_a_run_on_a_narrow_terminal(session: RunSession) -> None:
         assert [name in "\n".join(lines) for name in ("changed EM", "others' EM", "KL")] == [True] * 3
         assert "esc" in shown(app, "#run-now")
         assert "unlearn 6/100" in screen_lines(app)[0]
+
+
+# ------------------------------------------------------------------------------------ names, copies, what is deleted
+
+
+async def in_list(pilot: Pilot[Any], letter: str) -> None:
+    """The keyboard in the list of runs, on this one."""
+    app = app_of(pilot)
+    await until(pilot, lambda: app.explorer.query("#panel-unlearn RunList"))
+    rows = app.explorer.query_one(RunList)
+    await until(pilot, lambda: letter in [run.letter for run in rows.runs.runs])
+    app.explorer.set_focus(rows)
+    rows.move_to(1 + [run.letter for run in rows.runs.runs].index(letter))
+    await pilot.pause()
+
+
+async def runs_on_others(pilot: Pilot[Any], n: int) -> list[Run]:
+    """Runs A, B, ..., each on the original weights and of another paragraph; the edits of all but the last are off."""
+    app = app_of(pilot)
+    await opened(pilot)
+    for number in range(n):
+        app.explorer.listing.go_to(number)
+        await pilot.press("x")
+        await until(pilot, lambda: "weights ·" in tab(app))
+        await pilot.press("enter")
+        await until(pilot, lambda number=number: len(app.explorer.unlearning.seen().runs) == number + 1)
+        await done(pilot)
+    return sorted(app.explorer.unlearning.seen().runs, key=lambda run: run.number)
+
+
+async def says(pilot: Pilot[Any], said: str) -> None:
+    await until(pilot, lambda: said in notices(app_of(pilot))[-1])
+
+
+async def next_sitting() -> tuple[list[str], list[str], list[str]]:
+    """The letters and names of the runs that a new sitting shows, and what it says."""
+    app = unlearn_app(RunSession())
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("9")
+        await until(pilot, lambda: app.explorer.unlearning.seen().known)
+        found = app.explorer.unlearning.seen().runs
+        return [run.letter for run in found], [run.label for run in found], notices(app)
+
+
+async def test_a_run_is_deleted_with_its_edit_after_one_question(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        a, b, c = await runs_on_others(pilot, 3)
+        await in_list(pilot, "B")
+        await pilot.press("b", "delete")
+        await until(pilot, lambda: "Delete run B, unlearn auto 0.1 %?" in shown(app, ".dialog"))
+        await pilot.press("n")
+        assert Path(b.file).exists()
+        await pilot.press("delete", "y")
+        await says(pilot, "Run B is deleted.")
+        assert not Path(b.file).exists()
+        assert {one.path for one in edits.stored()} == {Path(a.file), Path(c.file)}
+        assert [run.letter for run in app.explorer.unlearning.seen().runs] == ["C", "A"]
+        assert app.explorer.query_one(RunList).run.number == a.number  # the cursor stands on the next one
+        assert [edit.fingerprint for edit in app.explorer.editing.stack] == [a.fingerprint, c.fingerprint]
+        await pilot.press("delete", "y")
+        await until(pilot, lambda: [run.letter for run in app.explorer.unlearning.seen().runs] == ["C"])
+        await in_list(pilot, "C")
+        await pilot.press("t", "delete", "y")
+        await until(pilot, lambda: app.explorer.query_one(RunForm).has_focus)
+        assert not edits.stored()
+        await pilot.press("x")
+        await until(pilot, lambda: "weights ·" in tab(app))
+        await pilot.press("enter")
+        await done(pilot)
+        assert [run.letter for run in app.explorer.unlearning.seen().runs] == ["D"]  # no letter means two runs
+    assert await next_sitting() == (["D"], [""], [])
+
+
+async def test_a_run_whose_edit_is_needed_is_not_deleted(app: MemlocApp, session: RunSession) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await three_steps(pilot, session)
+        await in_list(pilot, "A")
+        await pilot.press("delete")
+        await says(pilot, "A run that goes on cannot be deleted: esc ends it.")
+        session.hold[MeasureRemains] = asyncio.Event()
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.explorer.unlearning.running)
+        await pilot.press("i", "delete")
+        await says(pilot, "What it left is being measured: esc stops that.")
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.explorer.unlearning.measuring.running)
+        await pilot.press("delete")
+        await says(pilot, "Its edit is on: t switches it off, and then it can be deleted.")
+        session.ticks = None
+        await pilot.press("E", "1", "home", "x")  # a second run, on top of the first
+        await until(pilot, lambda: "weights ·" in tab(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app.explorer.unlearning.seen().runs) == 2)
+        session.hold.clear()
+        await pilot.press("escape")
+        await done(pilot)
+        await in_list(pilot, "A")
+        await pilot.press("t", "delete")
+        await says(pilot, "It cannot be deleted: run B stands on its edit.")
+        assert len(edits.stored()) == 2
+        await in_list(pilot, "B")
+        await pilot.press("delete", "y")
+        await says(pilot, "Run B is deleted.")
+        # An edit on top of it that another terminal has made since.
+        run = app.explorer.unlearning.seen().runs[0]
+        request = replace(run.request, seed=7)
+        above = make_result(request, 3, on_top_of=(run.fingerprint,))
+        path = edits.store(Answer(request, above, Provenance("fake", "f", "", "fp32", "cpu", "eager", 1.5)))
+        await in_list(pilot, "A")
+        await pilot.press("delete", "y")
+        await says(pilot, f"It cannot be deleted: edit {path.stem[:8]} stands on its edit.")
+        assert Path(run.file).exists()
+
+
+async def test_deleting_a_run_leaves_the_edit_that_another_run_has_come_to(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        first = await unlearned(pilot)
+        await in_list(pilot, "A")
+        await pilot.press("t", "x", "enter")
+        await until(pilot, lambda: len(app.explorer.unlearning.seen().runs) == 2)
+        await done(pilot)
+        assert [run.file for run in app.explorer.unlearning.seen().runs] == [first.file] * 2
+        await in_list(pilot, "A")
+        await pilot.press("delete")
+        question = " ".join(shown(app, ".dialog").replace("│", "").split())
+        assert "Its edit stays: another run has come to the same." in question
+        await pilot.press("y")
+        await says(pilot, "Run A is deleted.")
+        assert Path(first.file).exists()
+        assert [edit.on for edit in app.explorer.editing.stack] == [True]
+    assert (await next_sitting())[:2] == (["B"], [""])
+
+
+async def test_a_file_that_is_not_the_stores_own_is_never_deleted_and_one_that_is_damaged_can_be(
+    app: MemlocApp, session: RunSession, tmp_path: Path
+) -> None:
+    request = Unlearn((session._paragraphs.row(0),), (session._paragraphs.row(7),), P)
+    stored = edits.store(Answer(request, make_result(request, 3), Provenance("fake", "f", "", "", "", "", 1.5)))
+    elsewhere = tmp_path / "of-somebody.safetensors"
+    stored.rename(elsewhere)
+    stored.symlink_to(elsewhere)
+    damaged = edits.folder() / "0123456789abcdef.safetensors"
+    damaged.write_bytes(b"no edit at all")
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("9")
+        await until(pilot, lambda: len(app.explorer.unlearning.seen().runs) == 2)
+        letters = {Path(run.file).name: run.letter for run in app.explorer.unlearning.seen().runs}
+        await in_list(pilot, letters[stored.name])
+        await pilot.press("delete", "y")
+        await says(pilot, "is not one of the stored edits")
+        assert elsewhere.exists()
+        assert stored.is_symlink()
+        await in_list(pilot, letters[damaged.name])
+        await pilot.press("i")
+        await says(pilot, "This run has no edit, so it left nothing to measure.")
+        await pilot.press("t")
+        await says(pilot, "damaged")
+        await pilot.press("delete", "y")
+        await says(pilot, f"Run {letters[damaged.name]} is deleted.")
+        assert not damaged.exists()
+        await pilot.press("r")
+        await pilot.pause(0.3)
+        assert len(app.explorer.unlearning.seen().runs) == 1
+
+
+async def test_a_name_stands_where_the_run_is_shown_and_is_there_in_the_next_sitting(app: MemlocApp) -> None:
+    async with app.run_test(size=(160, 50)) as pilot:
+        await runs_on_others(pilot, 2)
+        await in_list(pilot, "A")
+        await pilot.press("N")
+        await until(pilot, lambda: "A name for run A" in shown(app, ".dialog"))
+        await pilot.press(*"my run", "enter")
+        assert "my run" in shown(app, "#runs-list")
+        assert shown(app, "#run-now").strip().startswith("A my run · unlearn")
+        await in_list(pilot, "B")
+        await pilot.press("b")
+        await in_list(pilot, "A")
+        await until(pilot, lambda: app.explorer.query_one(Curves).lanes[0].letters == ("my run", "B"))
+        assert any(line.rstrip().endswith(" my run") for line in shown(app, "#run-curves").split("\n"))
+        await pilot.press("v", "v", "v")
+        await until(pilot, lambda: re.search(r"▸A 5.00 · 49.1 +my run", shown(app, "#run-pareto")))
+        table = runs.runs_table(app.explorer.unlearning.seen())
+        assert [dict(zip(table.columns, row, strict=True))["name"] for row in table.rows] == ["", "my run"]
+        await in_list(pilot, "B")
+        await pilot.press("N", *"x", "escape", "N")  # of Esc nothing stays
+        app.post_message(events.Paste("\x1b[2J\u202e").set_sender(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "␛[2J⟨U+202E⟩" in shown(app, "#runs-list"))
+        assert "\x1b" not in "".join(screen_lines(app))
+    assert (await next_sitting())[:2] == (["B", "A"], ["\x1b[2J\u202e", "my run"])
+    again = unlearn_app(RunSession())
+    async with again.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("9")
+        await in_list(pilot, "A")
+        await pilot.press("N", *["backspace"] * 6, "enter")
+        await until(pilot, lambda: "my run" not in tab(again))
+    assert (await next_sitting())[1] == ["\x1b[2J\u202e", ""]
+
+
+async def test_a_run_keeps_its_letter_when_earlier_ones_are_gone_or_others_have_been_added(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        a, _, c = await runs_on_others(pilot, 3)
+    Path(a.file).unlink()  # as `memloc-tui edits remove` does
+    request = replace(c.request, seed=7)
+    edits.store(Answer(request, make_result(request, 3), Provenance("fake", "f", "", "", "", "", 1.5)))
+    Path(c.file).touch()  # the newest file is not the newest run
+    for _ in range(2):
+        assert (await next_sitting())[0] == ["D", "C", "B"]
+
+
+async def test_letters_and_names_that_cannot_be_read_are_set_aside_and_said(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await unlearned(pilot)
+    labels.place().write_text('{"version": 1, "weights": {"f": {"../x": [0, ""]}}}')
+    letters, _, said = await next_sitting()
+    assert letters == ["A"]
+    assert any("The runs' letters and names are unreadable; the file is kept as labels.broken" in one for one in said)
+    assert "../x" in labels.place().with_suffix(".broken").read_text()
+
+
+def test_labels_of_other_weights_and_of_another_terminal_stay_and_those_of_files_that_are_gone_go() -> None:
+    edits.folder().mkdir(parents=True)
+    for file in ("a", "b", "c"):
+        (edits.folder() / file).touch()
+    labels.keep("f", {"a": labels.Label(0, "one"), "b": labels.Label(1)})
+    labels.keep("g", {"c": labels.Label(0, "of others")})
+    labels.keep("f", {"a": labels.Label(0, "another")})
+    assert labels.load("f") == ({"a": (0, "another"), "b": (1, "")}, "")
+    (edits.folder() / "a").unlink()
+    labels.keep("f", {})
+    (edits.folder() / "a").touch()
+    assert labels.load("f")[0] == {"b": (1, "")}
+    assert labels.load("g")[0] == {"c": (0, "of others")}
+
+
+async def test_the_file_of_an_edit_is_copied_and_nothing_is_overwritten(app: MemlocApp, tmp_path: Path) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        run = await unlearned(pilot)
+        await in_list(pilot, "A")
+        await pilot.press("c")
+        inside = " ".join(shown(app, ".dialog").replace("│", "").split())
+        assert Path(run.file).name in inside
+        await pilot.press("enter")
+        copied = tmp_path / f"memloc-edit-{Path(run.file).name}"
+        await says(pilot, f"Written: {copied}")
+        assert copied.read_bytes() == Path(run.file).read_bytes()
+        copied.write_text("of somebody")
+        await pilot.press("c", "enter")
+        await says(pilot, f"{copied} is there already; nothing was written.")
+        assert copied.read_text() == "of somebody"
+        (tmp_path / "there").mkdir()
+        await pilot.press("c", "ctrl+u", *"there", "enter")
+        await says(pilot, f"Written: {tmp_path / 'there' / Path(run.file).name}")
+        assert edits.active(tmp_path / "there" / Path(run.file).name).fingerprint == run.fingerprint
+        await pilot.press("c", "ctrl+u", *"no/where", "enter")
+        await says(pilot, "cannot be copied to 'no/where': No such file or directory.")
+        app.explorer.unlearning.change(0, file="")
+        app.explorer.draw()
+        await pilot.press("c")
+        await says(pilot, "This run has no edit.")
 
 
 # ------------------------------------------------------------------------------------------------------ pure functions
@@ -1079,7 +1344,7 @@ async def test_names_of_two_letters_have_room_in_the_list_and_at_the_curves(sess
     async with app.run_test(size=(140, 70)) as pilot:
         await opened(pilot)
         app.explorer.unlearning._reading = app.explorer.unlearning._read = True
-        app.explorer.unlearning.all = list(reversed(many_runs(session, 55)))
+        app.explorer.unlearning.all = {run.number: run for run in many_runs(session, 55)}
         app.explorer.unlearning._marked = {0, 54}
         await pilot.press("9")
         await until(pilot, lambda: "new run" in tab(app))
