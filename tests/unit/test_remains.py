@@ -114,6 +114,22 @@ def test_each_prefix_is_scored_as_the_model_itself_scores_it(demo, sets, told):
     assert told.em[2] < 50
 
 
+def test_the_begin_of_text_token_of_a_paragraph_stays_before_every_prefix_and_stands_there_once(demo, sets):
+    paragraphs, left, _ = sets
+    begun = tuple((demo.bos, *row[:99]) for row in paragraphs)
+    told = result(demo, MeasureRemains(begun, 51, left, relearn_steps=0))
+    read = {"prefix": [row[1:] for row in begun]}
+    read |= {f"shifted by {n}": [row[1 + n :] for row in begun] for n in (1, 5, 10, 20)}
+    read |= {f"extended by {n}": [(*left[-n:], *row[1:]) for row in begun] for n in (1, 5, 10, 20, 50)}
+    assert told.variants == tuple(read)
+    for (name, texts), runs in zip(read.items(), told.extracted.tolist(), strict=True):
+        for row, text, run in zip(begun, texts, runs, strict=True):
+            said = predicted(demo.model, (demo.bos, *text))[-50:-1]
+            assert run == naive_run([a == b for a, b in zip(said, row[51:], strict=True)]), name
+    mixed = result(demo, MeasureRemains((begun[0], paragraphs[1]), 51, left, relearn_steps=0))
+    assert "after begin-of-text" in mixed.variants
+
+
 def test_greedy_text_is_what_generate_says(demo, sets, told):
     paragraphs, _, other = sets
     prefixes = torch.tensor([row[:50] for row in (*paragraphs, *other)])

@@ -447,6 +447,18 @@ def test_variants_are_the_paragraphs_shifted_extended_and_after_begin_of_text(de
     assert [variant.ids.shape[1] for variant in few] == [58, 54, 49, 39, 60, 60]
 
 
+def test_variants_of_paragraphs_after_begin_of_text_begin_with_it_once(demo, demo_paragraphs):
+    texts, left = demo_paragraphs.tokens[:2].tolist(), tuple(range(1, 61))
+    found = variants(demo, torch.tensor([[demo.bos, *text] for text in texts]), 51, left)
+    read = [[text[shift:99] for text in texts] for shift in (1, 5, 10, 20)]
+    read += [[[*left[60 - extra :], *text[:99]] for text in texts] for extra in (1, 5, 10, 20, 50)]
+    assert [variant.ids.tolist() for variant in found] == [[[demo.bos, *ids] for ids in rows] for rows in read]
+    for variant in found:
+        assert variant.targets.tolist() == [text[50:] for text in texts]
+        at = int(variant.first[0])
+        assert variant.ids[:, at + 1 :].tolist() == [text[50:99] for text in texts]
+
+
 # ------------------------------------------------------------------------------------------- the loss of a whole step
 
 

@@ -23,7 +23,7 @@ from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import MeasureRemains, Progress, Remains
-from memloc_core.unlearning.watching import GREEDY_ROWS, longest_run, repetition
+from memloc_core.unlearning.watching import GREEDY_ROWS, longest_run, repetition, split_beginning
 from memloc_core.unlearning.weights import Adam
 
 if TYPE_CHECKING:
@@ -122,15 +122,16 @@ def _variants(lm: LanguageModel, request: MeasureRemains, rows: Tensor) -> list[
     found = [("prefix", rows[:, :-1])]
     if wrong := [shift for shift in request.shifts if not 0 < shift < p]:
         raise UsageError(f"A prefix of {p} tokens that is shifted by {wrong[0]} is none; give 1..{p - 1}.")
-    found += [(f"shifted by {shift}", rows[:, shift:-1]) for shift in request.shifts]
+    begin, text = split_beginning(lm, rows[:, :-1])
+    found += [(f"shifted by {shift}", torch.cat([begin, text[:, shift:]], 1)) for shift in request.shifts]
     lm.check_tokens(request.left_context, 0)
     before = [(f"extended by {e}", request.left_context[-e:]) for e in request.extensions]
     before = [(name, left) for (name, left), e in zip(before, request.extensions, strict=True) if len(left) == e > 0]
-    if lm.bos is not None:
+    if lm.bos is not None and not begin.shape[1]:
         before.insert(0, ("after begin-of-text", (lm.bos,)))
     for name, left in before:
         if not lm.info.positions or len(left) + rows.shape[1] <= lm.info.positions:
-            found.append((name, torch.cat([torch.tensor(left).expand(len(rows), -1), rows[:, :-1]], 1)))
+            found.append((name, torch.cat([begin, torch.tensor(left).expand(len(rows), -1), text], 1)))
     return found
 
 

@@ -243,7 +243,8 @@ class Remains(Result):
     A run is a number of consecutive continuation tokens, anywhere in it, each of which is the argmax given the true
     text before it. `variants` say what stood before the continuation: the "prefix"; "shifted by 5": a window that
     begins 5 tokens into the paragraph; "after begin-of-text"; "extended by 20": 20 tokens of the left context, then the
-    prefix. (A window that ends earlier is the same pass, as the true text is given all the way.)
+    prefix. (A window that ends earlier is the same pass, as the true text is given all the way.) Where the paragraphs
+    begin with the begin-of-text token themselves, it stays before all of them.
     """
 
     em: Ints  # [n]

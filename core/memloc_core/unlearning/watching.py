@@ -48,20 +48,29 @@ def repetition(tokens: Ints) -> Floats:
     return np.array(shares, np.float32)
 
 
+def split_beginning(lm: LanguageModel, paragraphs: Tensor) -> tuple[Tensor, Tensor]:
+    """Paragraphs [n, t] as what stays before any prefix, [n, 0 or 1], and the rest: where all of them begin with the
+    begin-of-text token it belongs before every text, so it is neither shifted away nor put there twice."""
+    begins = int(lm.bos is not None and bool((paragraphs[:, 0] == lm.bos).all()))
+    return paragraphs[:, :begins], paragraphs[:, begins:]
+
+
 def variants(lm: LanguageModel, paragraphs: Tensor, prefix_length: int, left_context: Tokens) -> list[Rows]:
     """The paragraphs [n, t] as `MeasureRemains` reads them too: with shifted prefixes, and other text before them.
 
     A shifted one is scored from its first continuation token on, which is stricter than there.
     """
     first, targets = torch.full((len(paragraphs),), prefix_length - 1), paragraphs[:, prefix_length:]
-    found = [Rows(paragraphs[:, s:-1], first - s, targets) for s in MeasureRemains.shifts if s < prefix_length]
+    begin, text = split_beginning(lm, paragraphs[:, :-1])
+    shifts = [s for s in MeasureRemains.shifts if s < prefix_length]
+    found = [Rows(torch.cat([begin, text[:, s:]], 1), first - s, targets) for s in shifts]
     before = [left_context[-extra:] for extra in MeasureRemains.extensions if extra <= len(left_context)]
-    if lm.bos is not None:
+    if lm.bos is not None and not begin.shape[1]:
         before.append((lm.bos,))
     for tokens in before:
         if not lm.info.positions or paragraphs.shape[1] + len(tokens) <= lm.info.positions:
             left = torch.tensor(tokens).expand(len(paragraphs), -1)
-            found.append(Rows(torch.cat([left, paragraphs[:, :-1]], 1), first + len(tokens), targets))
+            found.append(Rows(torch.cat([begin, left, text], 1), first + len(tokens), targets))
     return found
 
 
