@@ -67,6 +67,8 @@ def options(settings: Settings, defaults: Settings) -> list[str]:
         option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
         if name == "use_cache":
             said += ["--no-cache"] if not value else []
+        elif isinstance(value, bool):
+            said += [option if value else f"--no-{option[2:]}"]
         elif name == "edits":
             said += [part for edit in value for part in (option, edit)]
         else:

@@ -225,7 +225,7 @@ class Catalogue:
     def text(self, row: int) -> str:
         """The paragraph's raw text: only for searching and copying, never for the screen."""
         pieces = self.pieces
-        tokens = self.paragraphs.tokens[row].tolist()
+        tokens = self.paragraphs.texts[row].tolist()
         return b"".join(pieces[t] if 0 <= t < len(pieces) else b"" for t in tokens).decode("utf-8", "replace")
 
     def snippet(self, row: int) -> str:
@@ -233,7 +233,7 @@ class Catalogue:
         if row not in self._snippets:
             if len(self._snippets) > 4096:
                 self._snippets.clear()
-            tokens = self.paragraphs.tokens[row, :40].tolist()
+            tokens = self.paragraphs.texts[row, :40].tolist()
             known = len(self.pieces)
             start = b"".join(self.pieces[t] if 0 <= t < known else b"" for t in tokens).decode(
                 "utf-8", "surrogateescape"

@@ -47,6 +47,11 @@ _OPTIONS: tuple[Callable[[F], F], ...] = (
     click.option("--prefix-length", type=click.IntRange(1), metavar="N", help="Tokens to prompt with. [50]"),
     click.option("--continuation-length", type=click.IntRange(1), metavar="N", help="Tokens that should follow. [50]"),
     click.option(
+        "--begin-of-text/--no-begin-of-text",
+        default=None,
+        help="Put the model's begin-of-text token before every paragraph, once, beside the tokens of the prefix. [no]",
+    ),
+    click.option(
         "--edit",
         "edits",
         multiple=True,
@@ -113,7 +118,9 @@ def cli(context: click.Context, theme: str | None, no_mouse: bool, **given: Any)
     if context.invoked_subcommand is not None:
         if flags := _given(context, "theme", "no_mouse"):
             raise UsageError(f"{flags} goes with the explorer alone, which opens without a command.")
-        if context.invoked_subcommand == "tour" and (flags := _given(context, "model", "revision", "paragraphs")):
+        if context.invoked_subcommand == "tour" and (
+            flags := _given(context, "model", "revision", "paragraphs", "begin_of_text")
+        ):
             raise UsageError(f"The tour shows the embedded model and its paragraphs; leave out {flags}.")
         return
     from memloc_core import sources
@@ -141,7 +148,8 @@ def tour(context: click.Context) -> None:
         raise UsageError("The tour needs a terminal; memloc-tui report says what it shows.")
     from memloc_tui.config import load
 
-    demo = replace(context.obj or Settings(), model=Settings.model, paragraphs=Settings.paragraphs)
+    own = {name: getattr(Settings, name) for name in ("model", "paragraphs", "begin_of_text")}
+    demo = replace(context.obj or Settings(), **own)
     explore(replace(load(), settings=demo), tour=True)
 
 
@@ -798,7 +806,7 @@ def serve(context: click.Context, port: int, host: str | None, **given: Any) -> 
 
 @cli.group("config")
 def config_group() -> None:
-    """The configuration file: theme, mouse, keys, defaults of eight options."""
+    """The configuration file: theme, mouse, keys, defaults of nine options."""
 
 
 @config_group.command("path")

@@ -166,6 +166,7 @@ FIELDS: dict[str, Field] = {
     "dtype": Field(", ".join(DTYPES), _one_of(*DTYPES)),
     "prefix_length": Field("a whole number of at least 1", _count, _number),
     "continuation_length": Field("a whole number of at least 1", _count, _number),
+    "begin_of_text": Field("true or false", _flag, _truth),
     "cache_dir": Field("a folder, in quotes", _folder),
     "cache": Field("true or false", _flag, _truth),
 }

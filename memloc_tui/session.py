@@ -100,7 +100,12 @@ class Session:
         opening = OpenModel(settings.model, settings.dtype, settings.device, revision)
         vocabulary = ReadVocabulary(settings.model, revision)
         paragraphs = OpenParagraphs(
-            settings.paragraphs, settings.model, settings.prefix_length, settings.continuation_length, revision
+            settings.paragraphs,
+            settings.model,
+            settings.prefix_length,
+            settings.continuation_length,
+            revision,
+            settings.begin_of_text,
         )
         self._open_cache()
         client = self._open_client(opening)

@@ -16,6 +16,7 @@ class Settings:
     dtype: str = "auto"
     prefix_length: int = 50
     continuation_length: int = 50
+    begin_of_text: bool = False  # the model's begin-of-text token before every paragraph
     cache_dir: Path | None = None  # None: the user's cache folder
     use_cache: bool = True
     edits: tuple[str, ...] = ()  # edit files, or the beginnings of stored edits' fingerprints

@@ -126,8 +126,7 @@ def tokens(view: View, catalogue: Catalogue) -> Table:
             (
                 *(Data(view.id), i, "prefix", token, token_text(catalogue, token), new),
                 None if new is None else token_text(catalogue, new),
-                view.counts[i] if view.counts else None,
-                view.ranks[i] if view.ranks else None,
+                *_rarity(view, i),
                 drop,
                 view.overlay_says if value is not None else None,
                 value,
@@ -148,6 +147,12 @@ def tokens(view: View, catalogue: Catalogue) -> Table:
         place = view.prefix_length + i
         rows.append((Data(view.id), place, "continuation", token, token_text(catalogue, token), *(None,) * 7, *about))
     return Table("tokens", "prefix and continuation, one row a token", columns, tuple(rows))
+
+
+def _rarity(view: View, position: int) -> tuple[Cell, Cell]:
+    """Corpus count and rank of a prefix token; a begin-of-text token has none."""
+    known = view.ranks and view.ranks[position] > 0
+    return (view.counts[position], view.ranks[position]) if known else (None, None)
 
 
 def sweep(view: View, catalogue: Catalogue) -> Table | None:
@@ -228,9 +233,7 @@ def _attention(scene: Scene, known: Known) -> Table:
         heads = [(layer, head) for layer in range(layers) for head in range(h)]
         for i in range(length):
             token = scene.tokens[i]
-            in_prefix = i < view.prefix_length
-            rank = view.ranks[i] if in_prefix and view.ranks else None
-            count = view.counts[i] if in_prefix and view.counts else None
+            count, rank = _rarity(view, i) if i < view.prefix_length else (None, None)
             about = (i, token, token_text(scene.catalogue, token), count, rank)
             rows.append((*about, *(float(result.weights[layer, head, i]) for layer, head in heads)))
     columns = ("position", "token_id", "token", "corpus_count", "rarity_rank", *map(head_name, heads))

@@ -118,7 +118,7 @@ def plan(
         family=tokens(groups.family),
         general=tokens(groups.general),
         sibling_nll=sibling_nll(catalogue, rows),
-        left_context=_joined(tokens(groups.left_context)),
+        left_context=_left_context(catalogue, groups),
     )
 
 
@@ -155,7 +155,7 @@ def _remains(catalogue: Catalogue, rows: Sequence[int], groups: Split, options: 
     return MeasureRemains(
         paragraphs=tuple(paragraphs.row(row) for row in rows),
         prefix_length=paragraphs.prefix_length,
-        left_context=_joined(paragraphs.row(row) for row in groups.left_context),
+        left_context=_left_context(catalogue, groups),
         other_text=tuple(paragraphs.row(row) for row in groups.relearn),
         shifts=tuple(shift for shift in MeasureRemains.shifts if shift < paragraphs.prefix_length),
         relearn_steps=options.relearn,
@@ -336,8 +336,9 @@ def judged(request: Unlearn, result: Unlearning) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _joined(paragraphs: Iterable[Tokens]) -> Tokens:
-    return tuple(token for paragraph in paragraphs for token in paragraph)
+def _left_context(catalogue: Catalogue, groups: Split) -> Tokens:
+    """The text of these paragraphs, one after the other."""
+    return tuple(catalogue.paragraphs.texts[groups.left_context].ravel().tolist())
 
 
 # ------------------------------------------------------------------------------------------------------------- dealing
@@ -422,7 +423,7 @@ def _clusters(catalogue: Catalogue, drawn: list[int]) -> dict[int, int]:
     known = _known_clusters.setdefault(catalogue, {})
     beyond = tuple(row for row in drawn if row >= DRAWN_FROM)
     if beyond not in known:
-        known[beyond] = dict(zip(drawn, clusters(catalogue.paragraphs.tokens[drawn]), strict=True))
+        known[beyond] = dict(zip(drawn, clusters(catalogue.paragraphs.texts[drawn]), strict=True))
     return known[beyond]
 
 

@@ -105,8 +105,8 @@ class View:
     edits: str = ""  # names of the edits in the weights
     asking: bool = False
     error: str = ""
-    ranks: tuple[int, ...] = field(default=(), repr=False)  # [p] rarity: 1 = the rarest of `perturbed`
-    counts: tuple[int, ...] = field(default=(), repr=False)  # [p] corpus counts of `perturbed`
+    ranks: tuple[int, ...] = field(default=(), repr=False)  # [p] rarity: 1 = the rarest of `perturbed`, 0: none
+    counts: tuple[int, ...] = field(default=(), repr=False)  # [p] corpus counts of `perturbed`, -1: none
 
     @property
     def prefix(self) -> Tokens:

@@ -12,7 +12,7 @@ from memloc_core import sources
 from memloc_core.corpora.files import Rows, load_array, read_rows
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import OpenParagraphs, ParagraphSet
-from memloc_core.tokenizers import begin_of_text, load_tokenizer, read_config, vocabulary_size
+from memloc_core.tokenizers import begin_of_text, begin_of_text_token, load_tokenizer, read_config, vocabulary_size
 
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
@@ -26,8 +26,10 @@ def paragraph_id(tokens: Ints) -> str:
 def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
     """Read, check and describe the paragraphs of a file.
 
-    Rows longer than prefix + continuation are cut, shorter ones are left out and counted in a notice. Raises
-    UsageError for a file of another kind, no row left, or an id beyond the model's vocabulary.
+    Rows longer than prefix + continuation are cut, shorter ones are left out and counted in a notice. With
+    `begin_of_text` each then begins with that token, which is not counted among them, whether it did so in the file or
+    not. Raises UsageError for a file of another kind, no row left, an id beyond the model's vocabulary, or a model that
+    has no such token.
     """
     if request.prefix_length < 1 or request.continuation_length < 1:
         raise UsageError("Prefix and continuation need at least one token each.")
@@ -35,42 +37,49 @@ def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
     path = files[0]
     folder = sources.model_folder(request.model, request.revision)
     length = request.prefix_length + request.continuation_length
+    begin = begin_of_text_token(folder, request.model) if request.begin_of_text else -1
     rows = read_rows(files, lambda: load_tokenizer(folder), request.prefix_length)
-    kept = [i for i, row in enumerate(rows.tokens) if len(row) >= length]
+    texts = [row[1:] if begin >= 0 and len(row) and row[0] == begin else row for row in rows.tokens]
+    kept = [i for i, text in enumerate(texts) if len(text) >= length]
     notices = []
-    if left_out := len(rows.tokens) - len(kept):
-        short = next(i for i, row in enumerate(rows.tokens) if len(row) < length)
+    if left_out := len(texts) - len(kept):
+        short = next(i for i, text in enumerate(texts) if len(text) < length)
         said = (
-            f"{left_out:,} of {len(rows.tokens):,} rows of {path.name} are shorter than {length} tokens "
-            f"(the first is row {short + 1} with {len(rows.tokens[short])})"
+            f"{left_out:,} of {len(texts):,} rows of {path.name} are shorter than {length} tokens"
+            f"{' after the begin-of-text token' if begin >= 0 else ''} "
+            f"(the first is row {short + 1} with {len(texts[short])})"
         )
         if not kept:
             raise UsageError(f"{said}; none is left. Ask for a shorter prefix or continuation.")
         notices.append(f"{said}; they are left out.")
     if not kept:
         raise UsageError(f"{path} holds no paragraph.")
-    tokens = np.stack([np.asarray(rows.tokens[i][:length], np.int64) for i in kept])
+    tokens = np.stack([np.asarray(texts[i][:length], np.int64) for i in kept])
     vocabulary = vocabulary_size(read_config(folder), folder)
     _check_vocabulary(tokens, vocabulary, path, request.model)
-    if (first := begin_of_text(folder)) >= 0 and (tokens[:, 0] != first).any():
+    if not request.begin_of_text and (first := begin_of_text(folder)) >= 0 and (tokens[:, 0] != first).any():
         notices.append(
             f"{request.model}'s tokenizer puts token {first} before every text, and these paragraphs do not begin with "
-            f"it: the model may recite less than it could. Rows of ids that begin with {first} are read as they are."
+            "it: the model may recite less than it could. --begin-of-text puts it before them; without it rows of ids "
+            f"that begin with {first} are read as they are."
         )
-    counts = _corpus_counts(path, vocabulary)
+    counts, own = _corpus_counts(path, vocabulary), np.bincount(tokens.ravel(), minlength=vocabulary)
+    if begin >= 0:
+        tokens = np.concatenate([np.full((len(tokens), 1), begin), tokens], 1)
     return ParagraphSet(
         source=request.source,
         fingerprint=hashlib.sha256(tokens.tobytes()).hexdigest(),
-        prefix_length=request.prefix_length,
+        prefix_length=request.prefix_length + (begin >= 0),
         ids=tuple(paragraph_id(row) for row in tokens),
         tokens=tokens,
-        counts=np.bincount(tokens.ravel(), minlength=vocabulary) if counts is None else counts,
+        counts=own if counts is None else counts,
         counts_of="set" if counts is None else "corpus",
         repetitions=_ints(rows, "count", kept),
         family=_ints(rows, "family", kept),
         genre=_strings(rows, "genre", kept),
         split=_strings(rows, "split", kept),
         notices=tuple(notices),
+        begin=begin,
     )
 
 

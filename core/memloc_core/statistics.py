@@ -12,7 +12,7 @@ from memloc_core.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from memloc_core.requests import Ints, Tokens
+    from memloc_core.requests import Ints
 
     Doubles = NDArray[np.float64]
 
@@ -42,11 +42,11 @@ def kendall_tau_b(x: Doubles, y: Doubles) -> Doubles:
     return tau.reshape(scale.shape[:-1])
 
 
-def clusters_of(given: tuple[int, ...], paragraphs: tuple[Tokens, ...]) -> Ints:
-    """Cluster number 0.. of each of n paragraphs, [n]: as given, -1 standing alone, or else by near-duplicates."""
-    n = len(paragraphs)
+def clusters_of(given: tuple[int, ...], texts: Ints) -> Ints:
+    """Cluster number 0.. of each of n texts [n, t], [n]: as given, -1 standing alone, or else by near-duplicates."""
+    n = len(texts)
     if not given:
-        return np.array(near_duplicates.clusters(np.array(paragraphs)))
+        return np.array(near_duplicates.clusters(texts))
     if len(given) != n:
         raise UsageError(f"{len(given)} clusters were given for {n} paragraphs.")
     alone = np.arange(n) - n  # below any cluster's number

@@ -64,6 +64,32 @@ def begin_of_text(folder: Path) -> int:
     return int(whole[0]) if len(whole) > len(alone) and whole[1 : 1 + len(alone)] == alone else -1
 
 
+def begin_of_text_token(folder: Path, model: str) -> int:
+    """What --begin-of-text puts before a text: `begin_of_text`, or else the token that config.json names.
+
+    Raises UsageError where neither is a token of the model.
+    """
+    config = read_config(folder)
+    size = vocabulary_size(config, folder) or 2**31
+    token = begin_of_text(folder)
+    token = token if 0 <= token < size else _named_begin_of_text(config, size)
+    if token < 0:
+        raise UsageError(
+            f"{model} has no begin-of-text token: its tokenizer puts none before a text, and its config.json names "
+            "none that it knows; leave out --begin-of-text."
+        )
+    return token
+
+
+def _named_begin_of_text(config: dict[str, Any], size: int) -> int:
+    """`bos_token_id` of config.json, or of its `text_config` as in models that see; -1 for none of `size` tokens."""
+    text_config = config.get("text_config")
+    bos = config.get("bos_token_id")
+    if bos is None and isinstance(text_config, dict):
+        bos = text_config.get("bos_token_id")
+    return bos if isinstance(bos, int) and 0 <= bos < size else -1
+
+
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Every token's bytes, `vocab_size` of config.json many; ids that the tokenizer lacks have no bytes."""
     config = read_config(folder)
@@ -74,9 +100,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     blob = np.frombuffer(b"".join(pieces), np.uint8)
     offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
     fingerprint = hashlib.sha256(offsets.tobytes() + blob.tobytes()).hexdigest()
-    bos = config.get("bos_token_id")
-    bos = bos if isinstance(bos, int) and 0 <= bos < len(pieces) else -1
-    return Vocabulary(blob, offsets, fingerprint, bos)
+    return Vocabulary(blob, offsets, fingerprint, _named_begin_of_text(config, len(pieces)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -181,7 +181,12 @@ async def _attention(asker: Asker, row: int, head: Head) -> Part:
         f"continuation; {percent(sum(own[i] for i in order))} of it in all; entropy {figure(entropy)} nats",
         "level",
         tuple(
-            Bar(f"{i} {quoted(_shown(catalogue, tokens[i]))} ×{counts[i]:,}", own[i], f"{own[i]:.3f}") for i in order
+            Bar(
+                f"{i} {quoted(_shown(catalogue, tokens[i]))}{f' ×{counts[i]:,}' if counts[i] >= 0 else ''}",
+                own[i],
+                f"{own[i]:.3f}",
+            )
+            for i in order
         ),
         "attention",
     )
@@ -247,7 +252,8 @@ def about_model(asker: Asker) -> tuple[str, ...]:
     return (
         f"{model.name}: {model.architecture}, {model.layers} layers x {model.heads} heads, "
         f"{model.parameters:,} weights, {model.dtype} on {model.device}{f', {edited}' if edited else ''}",
-        f"{len(paragraphs):,} paragraphs of {paragraphs.prefix_length} + {c} tokens from {paragraphs.source}",
+        f"{len(paragraphs):,} paragraphs of {paragraphs.prefix_length} + {c} tokens from {paragraphs.source}"
+        f"{', the first of each the begin-of-text token' if paragraphs.begin >= 0 else ''}",
         f"EM: greedily decoded tokens equal to the text until the first that is not, 0..{c}",
     )
 

@@ -144,7 +144,11 @@ class Study:
 
     def _rarity(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Rank of each prefix token's corpus count within the prefix, 1 for the rarest, and the counts (README). Of
-        what stands there now: it is what the model reads."""
-        counts = tuple(map(self.catalogue.count, self.prefix(self.current, self.replacements)))
-        rank = {count: i + 1 for i, count in enumerate(sorted(set(counts)))}
-        return tuple(rank[c] for c in counts), counts
+        what stands there now: it is what the model reads. A begin-of-text token that was asked for has
+        rank 0 and count -1."""
+        prefix = self.prefix(self.current, self.replacements)
+        counts = tuple(map(self.catalogue.count, prefix))
+        if prefix[0] == self.catalogue.paragraphs.begin:
+            counts = (-1, *counts[1:])
+        rank = {count: i + 1 for i, count in enumerate(sorted(set(counts) - {-1}))}
+        return tuple(rank.get(c, 0) for c in counts), counts

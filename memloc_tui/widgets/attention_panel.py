@@ -68,9 +68,10 @@ class LookedAt(BarList):
         room, counted = layout(width)
         in_prefix = position < view.prefix_length
         token = (*view.perturbed, *view.continuation)[position]
-        rank = f"{view.ranks[position]:>4}" if in_prefix and view.ranks else " " * 4
+        ranked = in_prefix and view.ranks and view.ranks[position] > 0
+        rank = f"{view.ranks[position]:>4}" if ranked else " " * 4
         if counted:
-            rank += f" {view.counts[position]:>8,}" if in_prefix and view.counts else " " * 9
+            rank += f" {view.counts[position]:>8,}" if ranked else " " * 9
         return [
             Segment(f"{weight:.3f} "),
             Segment(bar(weight / (self.weights[self.order[0]] or 1.0), room), self.look("attention")),

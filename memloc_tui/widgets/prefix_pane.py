@@ -49,7 +49,8 @@ class PrefixPane(TokenGrid):
             return (Cell(f" {number(drop)}", "perturb" if drop > 0 else "faint", share if drop > 0 else 0.0),)
         if view.overlay == "rarity":
             rank = view.ranks[position]
-            return (Cell(f" {rank}", "faint", 1 - (rank - 1) / max(1, max(view.ranks))),)
+            level = 1 - (rank - 1) / max(1, max(view.ranks)) if rank else 0.0
+            return (Cell(f" {rank or '·'}", "faint", level),)
         if view.overlay_values:
             value = view.overlay_values[position]
             most = max((v for v in view.overlay_values if v == v), default=0.0)
@@ -82,7 +83,9 @@ class PrefixPane(TokenGrid):
         token = view.prefix[position]
         parts = [f"{position} {quoted(self.text(token))} id {token}"]
         if self.catalogue is not None:
-            parts.append(f"count {self.catalogue.count(token):,}")  # its own, whatever replaces it
+            begins = position == 0 and token == self.catalogue.paragraphs.begin
+            # Its own, whatever replaces it.
+            parts.append("begin-of-text token" if begins else f"count {self.catalogue.count(token):,}")
         if view.sweep and (drop := view.sweep.drops[position]) == drop:
             parts.append(f"drop {number(drop)}")
         if view.overlay_values and (value := view.overlay_values[position]) == value:

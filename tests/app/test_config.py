@@ -77,6 +77,7 @@ def test_every_value_arrives(write: Any) -> None:
         ('defaults.dtype = "fp32"', ("line 1", "float32, bfloat16, float16")),
         ("[defaults]\nprefix_length = 0", ("line 2", "at least 1")),
         ("[defaults]\nprefix_length = true", ("line 2", "at least 1")),
+        ("[defaults]\nbegin_of_text = 1", ("line 2", "true or false")),
         ("[defaults]\nmodell = 'x'", ("line 2", "no setting defaults.modell", "did you mean defaults.model?")),
         ("\n[colours]\nred = 1", ("line 3", "no setting colours.red")),
         ("[keys]\n'explorer.sweep' = 5", ("line 2", "in quotes")),
@@ -157,10 +158,17 @@ def test_environment_over_file_and_command_line_over_both(write: Any, monkeypatc
         monkeypatch.setenv("MEMLOC_DEVICE", "cpu")
         monkeypatch.setenv("MEMLOC_PREFIX_LENGTH", "40")
         done = CliRunner().invoke(cli, ["--dtype", "float32", "--prefix-length", "20", "seen"], catch_exceptions=False)
+        write("[defaults]\nbegin_of_text = true\n")
+        for given in ([], ["--no-begin-of-text"]):
+            CliRunner().invoke(cli, [*given, "seen"], catch_exceptions=False)
+        monkeypatch.setenv("MEMLOC_BEGIN_OF_TEXT", "no")
+        for given in ([], ["--begin-of-text"]):
+            CliRunner().invoke(cli, [*given, "seen"], catch_exceptions=False)
     finally:
         cli.commands.pop("seen")
     assert done.exit_code == 0
     assert (seen[0].device, seen[0].dtype, seen[0].prefix_length, seen[0].use_cache) == ("cpu", "float32", 20, False)
+    assert [settings.begin_of_text for settings in seen] == [False, True, False, False, True]
     monkeypatch.setenv("MEMLOC_DTYPE", "half")
     assert "MEMLOC_DTYPE" in config.load().problems[0]
 

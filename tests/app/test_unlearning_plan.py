@@ -129,6 +129,26 @@ def test_without_families_near_duplicates_stand_for_them():
     assert split(catalogue, [5], UnlearnOptions()).family == []
 
 
+def test_a_begin_of_text_token_changes_neither_the_groups_nor_the_text_before_a_paragraph():
+    """Rows 0 and 1 share 16 of 20 different tokens: no near-duplicates, which they would be with one more."""
+    plain = families()
+    plain.paragraphs.family[:] = -1
+    tokens = plain.paragraphs.tokens
+    tokens[0, -2:] = tokens[0, :2]
+    tokens[1] = tokens[0]
+    tokens[1, 2:4] = 4997, 4998
+    begun = np.concatenate([np.full((len(plain), 1), 4999), tokens], 1)
+    more = replace(plain.paragraphs, tokens=begun, prefix_length=PREFIX + 1, begin=4999)
+    after = Catalogue(more, Vocabulary(np.zeros(0, np.uint8), np.zeros(1, np.int64), ""))
+    after.em[:], after.nll[:] = plain.em, plain.nll
+    options = UnlearnOptions(keep=24)
+    assert split(plain, [0], options).family == []
+    assert split(after, [0], options) == split(plain, [0], options)
+    assert plan(after, [0], options).left_context == plan(plain, [0], options).left_context
+    assert remains(after, [0], options).left_context == remains(plain, [0], options).left_context
+    assert plan(after, [0], options).targets == ((4999, *tokens[0].tolist()),)
+
+
 def test_a_copy_of_a_target_is_nowhere():
     catalogue = families()
     p = catalogue.paragraphs

@@ -169,7 +169,8 @@ def test_who_is_let_in(host: str, origin: str | None, address: str, is_ours: boo
 
 
 def test_the_explorer_in_the_browser_gets_the_same_options() -> None:
-    settings = Settings(model="a b", paragraphs="x;y", edits=("e1", "e2"), use_cache=False, prefix_length=9)
+    more: dict[str, Any] = {"begin_of_text": True, "use_cache": False, "prefix_length": 9}
+    settings = Settings(model="a b", paragraphs="x;y", edits=("e1", "e2"), **more)
     said = browser.options(settings, Settings())
     from click.testing import CliRunner
 
@@ -188,6 +189,7 @@ def test_the_explorer_in_the_browser_gets_the_same_options() -> None:
         cli.commands.pop("seen")
     assert seen == [settings]
     assert browser.options(settings, settings) == []
+    assert browser.options(Settings(), Settings(begin_of_text=True)) == ["--no-begin-of-text"]
 
 
 def test_addresses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ def signals(demo: Any, demo_paragraphs: Any) -> tuple[Any, list[int]]:
     ("prefixes", "counts", "says"),
     [
         (((1, 2, 3, 4),) * 2, ((9, 9, 9, 9),) * 2, "A prefix of 4 tokens shows too little; at least 5"),
-        (((1, 2, 3, 4, 5),) * 2, ((9, 9, 9, 9, 9),), "needs its corpus count"),
-        (((1, 2, 3, 4, 5),) * 2, ((9, 9, 9, 9),) * 2, "needs its corpus count"),
+        (((1, 2, 3, 4, 5),) * 2, ((9, 9, 9, 9, 9),), "one corpus count"),
+        (((1, 2, 3, 4, 5),) * 2, ((9, 9, 9, 9),) * 2, "one corpus count"),
     ],
 )
 def test_prefixes_that_show_nothing_are_refused(demo: Any, prefixes: Any, counts: Any, says: str) -> None:

@@ -240,7 +240,7 @@ def rare_request(n=11, **more):
 
 def test_rare_positions_are_the_rarest_and_their_partners_common_and_near():
     request = rare_request()
-    rare, common = matched_positions(request)
+    rare, common = matched_positions(np.array(request.counts), request.pairs, request.seed)
     for i, counts in enumerate(request.counts):
         ordered = sorted(counts)
         for a, b in zip(rare[i], common[i], strict=True):

@@ -9,6 +9,7 @@ import torch
 
 from memloc_core.analyses import parameter_gradients
 from memloc_core.analyses.attention import attention_rows
+from memloc_core.analyses.rarity import corpus_counts
 from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
@@ -22,13 +23,12 @@ def run(lm: LanguageModel, request: PrefixSignals) -> Generator[Progress, None, 
     """One pass for tokens and attention, one backward pass per prefix."""
     rows = lm.rows(request.prefixes, 1)
     n, p = rows.shape
-    if p < _FIFTH:
-        raise UsageError(f"A prefix of {p} tokens shows too little; at least {_FIFTH} are needed.")
-    if len(request.counts) != n or any(len(counts) != p for counts in request.counts):
-        raise UsageError("Each prefix token needs its corpus count.")
-    few, half = p // _FIFTH, max(1, lm.info.layers // 2)
+    counts, first = corpus_counts(request.counts, n, p, "The detector")
+    if p - first < _FIFTH:
+        raise UsageError(f"A prefix of {p - first} tokens shows too little; at least {_FIFTH} are needed.")
+    few, half = (p - first) // _FIFTH, max(1, lm.info.layers // 2)
     peak = PeakMemory(lm.device)
-    rare = torch.from_numpy(np.argsort(np.array(request.counts), axis=1, kind="stable")[:, :few].copy())
+    rare = torch.from_numpy(first + np.argsort(counts, axis=1, kind="stable")[:, :few])
     signals: dict[str, torch.Tensor] = {}
 
     def keep(name: str, start: int, values: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from memloc_core import statistics
+from memloc_core.analyses.rarity import corpus_counts
 from memloc_core.devices import PeakMemory
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
@@ -23,12 +24,14 @@ def run(lm: LanguageModel, request: RareTokens) -> Generator[Progress, None, Rar
     rows = lm.rows(request.paragraphs, request.prefix_length)
     n, length = rows.shape
     p, peak = request.prefix_length, PeakMemory(lm.device)
-    clusters = statistics.clusters_of(request.clusters, request.paragraphs)
+    counts, first = corpus_counts(request.counts, n, p, "Rare-token causality")
+    clusters = statistics.clusters_of(request.clusters, rows[:, first:].numpy())
     statistics.check_sample(clusters, request.resamples, "The effect of rare tokens")
     lm.check_tokens(request.tokens, length)
     if len(set(request.tokens)) < 3:
         raise UsageError("Rare-token causality needs at least three different common tokens to replace others by.")
-    positions = matched_positions(request)  # [2, n, pairs]
+    positions = matched_positions(counts, request.pairs, request.seed)  # [2, n, pairs]
+    positions[positions >= 0] += first
     em_before = np.empty(n, np.int64)
 
     def clean(start: int, stop: int) -> None:
@@ -77,26 +80,24 @@ def run(lm: LanguageModel, request: RareTokens) -> Generator[Progress, None, Rar
     )
 
 
-def matched_positions(request: RareTokens) -> Ints:
-    """Positions of the rarest tokens, and for each the nearest common one not yet taken, [2, n, pairs]; -1: no pair.
+def matched_positions(counts: Ints, pairs: int, seed: int) -> Ints:
+    """Where counts [n, p] are rarest, and for each the nearest common one not yet taken, [2, n, pairs]; -1: no pair.
 
     Common tokens stand in the more frequent half of the prefix. Of two equally near ones a seeded draw takes one, so
     that common tokens are not always the later ones.
     """
-    n, p, pairs = len(request.paragraphs), request.prefix_length, request.pairs
-    if len(request.counts) != n or any(len(counts) != p for counts in request.counts):
-        raise UsageError("Rare-token causality needs one corpus count for every prefix token of every paragraph.")
+    n, p = counts.shape
     if not 1 <= pairs <= p // 2:
         raise UsageError(f"A prefix of {p} tokens has 1..{p // 2} pairs of a rare and a common token, not {pairs}.")
     positions = np.full((2, n, pairs), -1)
-    for i, counts in enumerate(np.array(request.counts)):
-        generator = np.random.default_rng((request.seed, i))
-        order = counts.argsort(kind="stable")
+    for i, own in enumerate(counts):
+        generator = np.random.default_rng((seed, i))
+        order = own.argsort(kind="stable")
         free = list(order[p - p // 2 :])
         for pair, rare in enumerate(order[:pairs]):
             distance = np.abs(np.array(free) - rare) + generator.random(len(free)) / 2
             common = free.pop(int(distance.argmin()))
-            if counts[rare] < counts[common]:
+            if own[rare] < own[common]:
                 positions[:, i, pair] = rare, common
     return positions
 

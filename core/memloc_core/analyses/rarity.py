@@ -38,14 +38,16 @@ def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityS
     query = query_position(request.query, p, rows.shape[1])
     if query < p - 1:
         raise UsageError(f"Position {query} does not see the whole prefix; give {p - 1} or a later one.")
-    ranks, clusters = token_ranks(request, n), statistics.clusters_of(request.clusters, request.paragraphs)
+    counts, first = corpus_counts(request.counts, n, p, "Rarity")
+    ranks = token_ranks(counts)
+    clusters = statistics.clusters_of(request.clusters, rows[:, first:].numpy())
     statistics.check_sample(clusters, request.resamples, "The correlation of attention with rarity")
     layers, heads = lm.info.layers, lm.info.heads
-    each = 2 * p * layers * heads * 8  # a paragraph's attention, and the same by rank
+    each = 2 * (p - first) * layers * heads * 8  # a paragraph's attention, and the same by rank
     if n > (most := free_memory() // 4 // each):
         raise UsageError(f"The attention of {n:,} paragraphs takes too much memory here; give at most {most:,}.")
     # In float64: rounding in the sums would put ranks with equal attention in an order.
-    attention = torch.empty(n, p, layers * heads, dtype=torch.float64)
+    attention = torch.empty(n, p - first, layers * heads, dtype=torch.float64)
     entropies = torch.zeros(layers, heads)
     peak = PeakMemory(lm.device, held=n * each)
 
@@ -53,7 +55,8 @@ def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityS
         weights = attention_rows(lm, rows[start:stop], query)
         lm.refuse_no_numbers(weights)
         # A head whose window ends before the prefix gives it nothing.
-        prefix = weights[..., :p] / weights[..., :p].sum(-1, keepdim=True).clamp_min(_TINY)
+        prefix = weights[..., first:p]
+        prefix = prefix / prefix.sum(-1, keepdim=True).clamp_min(_TINY)
         attention[start:stop] = prefix.flatten(1, 2).mT.double()
         entropies.add_(entropy(weights).sum(0))  # last: a batch that runs out of memory is taken again
 
@@ -133,11 +136,22 @@ def run(lm: LanguageModel, request: Rarity) -> Generator[Progress, None, RarityS
     )
 
 
-def token_ranks(request: Rarity, n: int) -> Ints:
-    """Dense rank of each prefix token's corpus count within its prefix, [n, p], 0 the rarest."""
-    if len(request.counts) != n or any(len(counts) != request.prefix_length for counts in request.counts):
-        raise UsageError("Rarity needs one corpus count for every prefix token of every paragraph.")
-    return np.stack([np.unique(np.array(counts), return_inverse=True)[1] for counts in request.counts])
+def corpus_counts(counts: tuple[tuple[int, ...], ...], n: int, p: int, what: str) -> tuple[Ints, int]:
+    """The corpus counts of the prefixes' text, [n, p - first], and `first`, where it begins: 1 after a begin-of-text
+    token (`ParagraphSet.prefix_counts`), else 0. Raises UsageError where there is not one for every token.
+    """
+    if len(counts) != n or any(len(own) != p for own in counts):
+        raise UsageError(f"{what} needs one corpus count for every prefix token of every paragraph.")
+    found = np.array(counts)
+    first = int((found[:, 0] < 0).all())
+    if (found[:, first:] < 0).any():
+        raise UsageError("Only a begin-of-text token has no corpus count, and then every paragraph begins with it.")
+    return found[:, first:], first
+
+
+def token_ranks(counts: Ints) -> Ints:
+    """Dense rank of each prefix token's corpus count [n, p] within its prefix, [n, p], 0 the rarest."""
+    return np.stack([np.unique(own, return_inverse=True)[1] for own in counts])
 
 
 def _p_values(value: Doubles, null: Doubles) -> tuple[Doubles, Doubles]:

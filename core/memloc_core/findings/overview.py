@@ -103,7 +103,7 @@ def by_stratum(setting: Setting, text: Callable[[int], str]) -> list[StratumRow]
     rows = []
     for low, high, members in strata_of(setting):
         few = members[:LOOKED_AT]
-        tokens = setting.paragraphs.tokens[few]
+        tokens = setting.paragraphs.texts[few]
         unique = [len(set(row)) / len(row) for row in tokens.tolist()]
         nll = setting.nll[members].astype(np.float64)
         rows.append(

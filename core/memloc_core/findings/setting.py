@@ -37,9 +37,10 @@ class Setting:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over all of the set that findings depend on: its tokens, families and counts."""
+        """sha256 over all of the set that findings depend on: its tokens, how they begin, families and counts."""
         p = self.paragraphs
-        text = "\n".join((p.fingerprint, p.counts_of, ",".join(map(str, p.family.tolist()))))
+        begins = (f"begins with {p.begin}",) if p.begin >= 0 else ()
+        text = "\n".join((p.fingerprint, p.counts_of, ",".join(map(str, p.family.tolist())), *begins))
         return sha256(text.encode() + p.counts.astype("<i8").tobytes()).hexdigest()
 
     @property

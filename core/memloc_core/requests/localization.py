@@ -187,7 +187,7 @@ class RarityScores(Result):
     query: int
     ranks: Ints  # [r] the ranks that were compared
     tokens_per_rank: Ints  # [r]
-    attention: Floats  # [layers, h, r] mean attention of each rank; uniform is 1 / prefix_length everywhere
+    attention: Floats  # [layers, h, r] mean attention of each rank; uniform is 1 / (tokens that have one) everywhere
     tau: Floats  # [layers, h]
     low: Floats  # [layers, h]
     high: Floats  # [layers, h]
@@ -206,12 +206,13 @@ class RarityScores(Result):
 class Rarity(Request):
     """Which heads attend to rare tokens (paper section 6; README).
 
-    `counts`: corpus counts of each paragraph's prefix tokens (`ParagraphSet.prefix_counts`). `clusters`: group of
-    related paragraphs that each is in (`ParagraphSet.related`), resampled together, -1 a group of one; () takes
-    near-duplicates, by token-set Jaccard > 0.8. `query` as in `Attention`; attention to what follows the prefix is left
-    out and the rest scaled to sum to 1. `shuffle`, for the null: the ranks among the "positions" of each prefix, or
-    whole prefixes' ranks among the "paragraphs", which a head that only looks at certain positions, where rare tokens
-    happen to stand, does not beat.
+    `counts`: corpus counts of each paragraph's prefix tokens (`ParagraphSet.prefix_counts`), -1 for a
+    begin-of-text token, which has no rank. `clusters`: group of related paragraphs that each is in
+    (`ParagraphSet.related`), resampled together, -1 a group of one; () takes near-duplicates, by token-set Jaccard >
+    0.8. `query` as in `Attention`; attention to what has no rank and to what follows the prefix is left out and the
+    rest scaled to sum to 1. `shuffle`, for the null: the ranks among the "positions" of each prefix, or whole prefixes'
+    ranks among the "paragraphs", which a head that only looks at certain positions, where rare tokens happen to stand,
+    does not beat.
     """
 
     answer = RarityScores

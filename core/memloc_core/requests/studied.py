@@ -109,7 +109,10 @@ class EncodeText(Request):
 
 @dataclass(frozen=True)
 class ParagraphSet(Result):
-    """Paragraphs and what is known of them. Unknown: `repetitions` and `family` -1, `genre` and `split` ""."""
+    """Paragraphs and what is known of them. Unknown: `repetitions` and `family` -1, `genre` and `split` "".
+
+    Where `begin` is a token, every row begins with it, and it is the first of its prefix; the text follows it.
+    """
 
     source: str
     fingerprint: str
@@ -123,6 +126,7 @@ class ParagraphSet(Result):
     genre: tuple[str, ...]
     split: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    begin: int = -1  # the begin-of-text token that was asked for, -1: none was
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,9 +134,16 @@ class ParagraphSet(Result):
     def row(self, index: int) -> Tokens:
         return tuple(self.tokens[index].tolist())
 
+    @property
+    def texts(self) -> Ints:
+        """The rows without the begin-of-text token, [n, t]."""
+        return self.tokens[:, int(self.begin >= 0) :]
+
     def prefix_counts(self, index: int) -> Tokens:
-        """The corpus count of each prefix token of one paragraph, [p]."""
-        return tuple(self.counts[self.tokens[index, : self.prefix_length]].tolist())
+        """The corpus count of each prefix token of one paragraph, [p]; -1 for a begin-of-text token: it is no text."""
+        before = (-1,) if self.begin >= 0 else ()
+        text = self.tokens[index, len(before) : self.prefix_length]
+        return (*before, *self.counts[text].tolist())
 
     def related(self, rows: Sequence[int] | Ints) -> Ints:
         """Cluster number 0.. of each of these rows, [len(rows)]: near-duplicates and a family's members stand together.
@@ -141,7 +152,7 @@ class ParagraphSet(Result):
         """
         from memloc_core import near_duplicates
 
-        return near_duplicates.related(self.tokens[list(rows)], self.family[list(rows)])
+        return near_duplicates.related(self.texts[list(rows)], self.family[list(rows)])
 
     def ranked_tokens(self, strategy: Literal["most-frequent", "rarest"], k: int) -> Tokens:
         """The k tokens with the highest (or lowest, but not zero) corpus count; ties by id."""
@@ -155,7 +166,8 @@ class ParagraphSet(Result):
 class OpenParagraphs(Request):
     """Read paragraphs: `demo`, a file, a folder or a data set (`sources.paragraph_files`).
 
-    `model`'s tokenizer reads rows of text.
+    `model`'s tokenizer reads rows of text. `begin_of_text`: each row begins with the model's own begin-of-text token,
+    once, beside the tokens of the prefix.
     """
 
     answer = ParagraphSet
@@ -166,6 +178,7 @@ class OpenParagraphs(Request):
     prefix_length: int = 50
     continuation_length: int = 50
     revision: str = ""  # of the model
+    begin_of_text: bool = False
 
 
 @dataclass(frozen=True)
