@@ -449,6 +449,11 @@ def compare_masks(
 @click.option("--stride", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="Tokens.")
 @click.option("--prefix-length", type=click.IntRange(1), metavar="N", help="Tokens to prompt with. [50]")
 @click.option(
+    "--begin-of-text/--no-begin-of-text",
+    default=None,
+    help="The model reads its begin-of-text token before every window; the set's rows are without it. [no]",
+)
+@click.option(
     "--min-unique",
     type=click.FloatRange(0, 1),
     default=0.5,
@@ -506,7 +511,8 @@ def scan(
         raise UsageError("A scan reads a checkpoint: write the edited one with memloc-tui edits export, and scan that.")
     if engine != "ray" and (flags := _given(context, "address", "gpus_per_worker")):
         raise UsageError(f"{flags} goes with --engine ray.")
-    options = ScanOptions(column=column, keep=keep_of(keep), prefix_length=settings.prefix_length, **given)
+    own = {name: getattr(settings, name) for name in ("prefix_length", "begin_of_text")}
+    options = ScanOptions(column=column, keep=keep_of(keep), **own, **given)
     where = scan_commands.Where(engine, workers, address, gpus_per_worker)
     corpus = scan_commands.corpus_of(corpus, stream)
     scan_commands.scan(settings, corpus, out, options, where, block_tokens, restart, as_json)

@@ -303,4 +303,5 @@ def _tell(report: ScanReport, seconds: float, folder: ScanFolder, options: ScanO
     )
     if report.changed:
         click.echo(f"{report.changed:,} exact matches came out otherwise when scored one by one; those are in the set.")
-    click.echo(f"Open it: memloc-tui --paragraphs {folder.out}")
+    begins = "--begin-of-text " if options.begin_of_text else ""
+    click.echo(f"Open it: memloc-tui {begins}--paragraphs {folder.out}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from itertools import pairwise
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -50,6 +52,7 @@ def place(texts, tmp_path_factory):
                 ids[at] = 3 + int(logits[3:].argmax())  # no text holds <s>
     said = [" ".join(words[token] for token in ids) for ids in texts]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in said))
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": f"{a} {b}"}) + "\n" for a, b in pairwise(said)))
     return folder
 
 
@@ -94,6 +97,21 @@ def test_a_report_names_the_token_and_leaves_it_out_of_the_text(listed, texts, m
     record = json.loads(succeeded(memloc(*arguments, "--format", "json")))["paragraphs"][0]
     assert record["tokens"] == [BEGIN, *texts[0]]
     assert record["text"] == "".join(f"w{i}" for i in texts[0])
+
+
+def test_a_scanned_set_is_recited_as_the_scan_says_where_it_is_opened_with_the_option(memloc, place, llama):
+    arguments = ("--model", "llama", "--device", "cpu", "--prefix-length", str(P), "--begin-of-text")
+    shape = ("--window", str(P + C), "--stride", str(P + C), "--min-unique", "0")
+    done = memloc("scan", "corpus.jsonl", "--out", "set.parquet", *arguments, *shape)
+    assert done.returncode == 0, done.stderr
+    assert f"Open it: memloc-tui --begin-of-text --paragraphs {place / 'set.parquet'}" in done.stdout
+    rows = pq.read_table(place / "set.parquet").to_pylist()
+    assert {len(row["tokens"]) for row in rows} == {P + C}
+    listed = json.loads(succeeded(memloc("list", *OPTIONS, "--paragraphs", "set.parquet", "--json")))
+    assert [r["em"] for r in listed] == [row["em"] for row in rows]
+    expected = result(llama, ExactMatch(tuple((BEGIN, *row["tokens"]) for row in rows), P + 1))
+    assert [row["em"] for row in rows] == expected.em.tolist()
+    assert expected.em.max() == C
 
 
 def test_unlearning_and_comparing_go_by_it(listed, memloc, texts):

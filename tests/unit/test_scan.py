@@ -569,6 +569,8 @@ def test_a_scan_goes_on_only_as_it_was_begun(engine, corpus, place, tmp_path, sm
         stopped()
     with pytest.raises(UsageError, match="--stride was 8, now it is 9"):
         stopped(replace(OPTIONS, stride=9))
+    with pytest.raises(UsageError, match="--begin-of-text was False, now it is True"):
+        stopped(replace(OPTIONS, begin_of_text=True))
     with pytest.raises(UsageError, match="--keep was memorized,partly,non-memorized:12, now it is memorized"):
         stopped(replace(OPTIONS, keep=(-1, 0, 0)))
     info = engine.lm.info
@@ -640,6 +642,95 @@ def test_what_another_version_or_a_damaged_disk_left_is_said(engine, corpus, pla
     part.unlink()  # as it was told
     run_scan(engine, corpus, out, place=place)
     assert out.exists()
+
+
+# ------------------------------------------------------------------------------------------------- after begin-of-text
+
+
+@pytest.mark.parametrize("nll", [False, True])
+def test_with_begin_of_text_every_window_is_scored_after_it_and_none_begins_with_it(
+    nll, engine, place, tmp_path, small_blocks
+):
+    """The token is 0: config.json names it. It stands in the documents as well, also twice in a row at a beginning."""
+    generator = np.random.default_rng(1)
+    documents = [generator.integers(0, 120, n).tolist() for n in generator.integers(0, 120, 40)]
+    documents[5:9] = [[0, 0, *range(1, 60)], [0] * 60, [0, *range(1, WINDOW)], [*range(1, 9), 0, *range(9, 9 + WINDOW)]]
+    for number in range(12):
+        prompt = [0, *generator.integers(1, 120, PREFIX).tolist()]
+        with torch.inference_mode():
+            own, _ = engine.lm.greedy(torch.tensor([prompt]), WINDOW - PREFIX)
+        documents[10 + number] = [*([0] * (number % 2)), *prompt[1:], *own[0].tolist(), *documents[10 + number]]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(_lines(*({"tokens": ids} for ids in documents)))
+    options = replace(OPTIONS, keep=(-1, -1, -1), min_unique=0, begin_of_text=True, nll=nll)
+    report = run_scan(engine, corpus, tmp_path / "set.parquet", options, place=place)
+    expected = {}
+    for number, ids in enumerate(documents):
+        for offset in range(0, len(ids) - WINDOW + 1, STRIDE):
+            while offset < len(ids) and ids[offset] == 0:
+                offset += 1
+            if offset + WINDOW <= len(ids):
+                row = torch.tensor([[0, *ids[offset : offset + WINDOW]]])
+                with torch.inference_mode():
+                    logits = engine.lm.model(row).logits[0, PREFIX:-1]
+                right = (logits.argmax(-1) == row[0, PREFIX + 1 :]).tolist()
+                nlls = torch.nn.functional.cross_entropy(logits, row[0, PREFIX + 1 :])
+                expected[number, offset] = [*right, False].index(False), float(nlls)
+    rows = pq.read_table(tmp_path / "set.parquet").to_pylist()
+    assert [(row["document"], row["offset"]) for row in rows] == sorted(expected)
+    assert {5, 8} <= {row["document"] for row in rows if row["offset"] % STRIDE}
+    assert not {6, 7} & {row["document"] for row in rows}
+    with_windows = {number for number, _ in expected}
+    assert report.short == sum(len(ids) > 0 and number not in with_windows for number, ids in enumerate(documents))
+    assert report.windows == len(rows)
+    every = [tuple(ids[i : i + WINDOW]) for ids in documents for i in range(len(ids) - WINDOW + 1)]
+    for row in rows:
+        ids, at = documents[row["document"]], row["offset"]
+        assert row["tokens"] == ids[at : at + WINDOW]
+        em, mean = expected[row["document"], at]
+        assert row["em"] == em
+        assert row["nll"] == pytest.approx(mean, rel=1e-4)
+        assert row["count"] == every.count(tuple(row["tokens"]))
+    ems = [row["em"] for row in rows]
+    assert ems.count(WINDOW - PREFIX) >= 12
+    if nll:
+        assert report.nlls[0] == pytest.approx(np.mean([row["nll"] for row in rows if row["em"] == 0]), rel=1e-4)
+    unigrams = np.bincount(np.concatenate(documents).astype(int), minlength=120)
+    assert np.load(tmp_path / "set.counts.npy").tolist() == unigrams.tolist()
+    request = OpenParagraphs(str(tmp_path / "set.parquet"), str(place), PREFIX, WINDOW - PREFIX, begin_of_text=True)
+    opened = Engine().answer(request).result
+    assert opened.tokens.tolist() == [[0, *row["tokens"]] for row in rows]
+    scored = engine.answer(ExactMatch(tuple(map(tuple, opened.tokens.tolist())), opened.prefix_length)).result
+    assert scored.em.tolist() == ems
+    plain = Engine().answer(replace(request, begin_of_text=False)).result
+    assert plain.tokens.tolist() == [row["tokens"] for row in rows]
+
+
+def test_a_scan_of_a_version_without_the_option_goes_on(engine, corpus, place, tmp_path, small_blocks):
+    out = tmp_path / "set.parquet"
+    with pytest.raises(MemlocError, match="killed"):
+        run_scan(engine, corpus, out, engines=Here(engine, 2), place=place)
+    manifest = ScanFolder(out).path / "manifest.json"
+    begun = json.loads(manifest.read_text())
+    del begun["options"]["begin_of_text"]
+    manifest.write_text(json.dumps(begun))
+    with pytest.raises(UsageError, match="--begin-of-text was False, now it is True"):
+        run_scan(engine, corpus, out, replace(OPTIONS, begin_of_text=True), place=place)
+    run_scan(engine, corpus, out, place=place)
+    assert out.exists()
+
+
+def test_the_token_needs_a_position_of_its_own_and_a_model_that_has_it(engine, corpus, place, tmp_path):
+    options = replace(OPTIONS, window=engine.lm.info.positions, begin_of_text=True)
+    with pytest.raises(UsageError, match="128 tokens after the begin-of-text token is more than the 128"):
+        run_scan(engine, corpus, tmp_path / "set.parquet", options, place=place)
+    without = tmp_path / "without"
+    without.mkdir()
+    config = json.loads((place / "config.json").read_text())
+    (without / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
+    with pytest.raises(UsageError, match="has no begin-of-text token"):
+        run_scan(engine, corpus, tmp_path / "set.parquet", options, place=without)
+    assert not list(tmp_path.glob("set*"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def run(lm: LanguageModel, request: ScanBlock) -> Generator[Progress, None, Scan
     c = request.window - request.prefix_length
     if request.prefix_length < 1 or c < 1 or request.stride < 1:
         raise UsageError("A window needs a prefix, a continuation and a stride of at least one token each.")
-    lm.check_tokens((), request.window)
+    begins = int(request.begin >= 0)  # tokens before the window, which the prefix has more
+    lm.check_tokens((request.begin,) * begins, request.window + begins)
+    p = request.prefix_length + begins
     if request.threads and lm.device.type == "cpu":
         torch.set_num_threads(request.threads)
     reading = Reading(lm.info.vocabulary)
@@ -36,21 +38,21 @@ def run(lm: LanguageModel, request: ScanBlock) -> Generator[Progress, None, Scan
     for windows in ahead(_together(request, reading)):
         repetitive += windows.repetitive
         short += windows.short
-        rows = torch.from_numpy(windows.tokens.astype(np.int64))
+        rows = _begun(windows.tokens, request.begin)
         em, nll = np.zeros(len(rows), np.int64), np.zeros(len(rows))
 
         def score(start: int, stop: int, rows: Any = rows, em: Any = em, nll: Any = nll) -> None:
             with torch.inference_mode():
                 if request.nll:
-                    scores = lm.score(rows[start:stop], request.prefix_length)
+                    scores = lm.score(rows[start:stop], p)
                     lm.refuse_no_numbers(scores.nll)
-                    targets = rows[start:stop, request.prefix_length :].to(lm.device)
+                    targets = rows[start:stop, p:].to(lm.device)
                     em[start:stop] = scores.exact_match(targets).cpu()
                     nll[start:stop] = scores.nll.cpu().double().mean(-1)
                 else:
-                    em[start:stop] = exact_matches(lm, rows[start:stop], request.prefix_length)
+                    em[start:stop] = exact_matches(lm, rows[start:stop], p)
 
-        steps = lm.in_batches(score, len(rows), request.window)
+        steps = lm.in_batches(score, len(rows), request.window + begins)
         while True:
             began = time.perf_counter()
             scored = next(steps, None)
@@ -93,19 +95,26 @@ def run_scores(lm: LanguageModel, request: ScoreWindows) -> Generator[Progress, 
     if request.threads and lm.device.type == "cpu":
         torch.set_num_threads(request.threads)
     try:
-        rows = np.load(Path(request.windows), mmap_mode="r")[request.start : request.stop].astype(np.int64)
+        windows = np.load(Path(request.windows), mmap_mode="r")[request.start : request.stop]
     except (OSError, ValueError) as error:
         raise UsageError(f"{request.windows} cannot be read: {error}.") from None
-    if not len(rows):
+    if not len(windows):
         raise UsageError(f"{request.windows} holds no window from {request.start} up to {request.stop}.")
+    rows, p = _begun(windows, request.begin), request.prefix_length + (request.begin >= 0)
     parts = []
     for start in range(0, len(rows), 32):
-        some = torch.from_numpy(rows[start : start + 32])
+        some = rows[start : start + 32]
         with torch.inference_mode():
-            parts.append([column.cpu() for column in one_by_one(lm, some, request.prefix_length)])
+            parts.append([column.cpu() for column in one_by_one(lm, some, p)])
         yield Progress(start + len(some), len(rows), "windows")
     em, margin, nll = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return ScoredWindows(em, margin.astype(np.float32), nll.astype(np.float32))
+
+
+def _begun(windows: Any, begin: int) -> torch.Tensor:
+    """Windows [n, w] as the model reads them, [n, w] or [n, 1 + w]."""
+    rows = torch.from_numpy(windows.astype(np.int64))
+    return rows if begin < 0 else torch.cat([torch.full((len(rows), 1), begin), rows], 1)
 
 
 def _together(request: ScanBlock, reading: Reading) -> Iterator[Windows]:
@@ -114,7 +123,7 @@ def _together(request: ScanBlock, reading: Reading) -> Iterator[Windows]:
     first = request.block.first
     for documents in read_block(request.block, reading):
         began = time.perf_counter()
-        waiting.append(windows_of(documents, first, request.window, request.stride, request.min_unique))
+        waiting.append(windows_of(documents, first, request.window, request.stride, request.min_unique, request.begin))
         reading.seconds += time.perf_counter() - began
         first += len(documents)
         if sum(len(windows.tokens) for windows in waiting) >= _WINDOWS:

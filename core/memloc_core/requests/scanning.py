@@ -33,11 +33,13 @@ def scan_stratum(em: Ints, continuation: int) -> Ints:
 @dataclass(frozen=True)
 class CorpusFiles(Result):
     """The files of a corpus in the order in which they are read. `states`: size and time of each; equal states mean,
-    in all likelihood, equal contents. `tokenizer`: sha256 of the tokenizer that reads text, "" where there is none."""
+    in all likelihood, equal contents. `tokenizer`: sha256 of the tokenizer that reads text, "" where there is none.
+    `begin`: the model's begin-of-text token, -1 where it is not to stand before the windows."""
 
     files: tuple[str, ...]
     states: tuple[str, ...]
     tokenizer: str
+    begin: int = -1
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class FindCorpus(Request):
     """Which files `corpus` stands for: a file, a folder, or a data set's name in the local `datasets` cache.
 
     hub://ORG/NAME[@CONFIG][:SPLIT] is one on the hub, at `commit` or, without one, as its main branch is now.
+    `begin_of_text`: the model shall read its begin-of-text token before every window.
     """
 
     answer = CorpusFiles
@@ -53,6 +56,7 @@ class FindCorpus(Request):
     corpus: str
     model: str
     commit: str = ""
+    begin_of_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class ScanBlock(Request):
 
     `keep`: per stratum of `SCAN_STRATA` how many windows of the whole corpus are wanted, -1 for all; `below`: only
     windows of a lower order can still be among them, -1 where that is not known. `nll`: the NLL of every window too.
+    `begin`: a token that the model reads before each window, which none begins with and none counts; -1 for none.
     """
 
     answer = ScannedBlock
@@ -143,6 +148,7 @@ class ScanBlock(Request):
     seed: int = 0
     nll: bool = False
     threads: int = 0  # of the processor, 0 for torch's own choice
+    begin: int = -1
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,10 @@ class ScoredWindows(Result):
 
 @dataclass(frozen=True)
 class ScoreWindows(Request):
-    """Score the rows start..stop of `windows`, a .npy file of token ids [k, w], each by a whole pass of its own."""
+    """Score the rows start..stop of `windows`, a .npy file of token ids [k, w], each by a whole pass of its own.
+
+    `begin` as in `ScanBlock`.
+    """
 
     answer = ScoredWindows
     urgency = BACKGROUND
@@ -166,6 +175,7 @@ class ScoreWindows(Request):
     stop: int
     prefix_length: int = 50
     threads: int = 0
+    begin: int = -1
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class ScanOptions:
     nll: bool = False
     count_duplicates: bool = False
     limit: int = 0
+    begin_of_text: bool = False
 
     def check(self) -> None:
         """Raises UsageError."""
@@ -130,7 +131,7 @@ class Scan:
         self._seconds = 0.0
 
     async def find(self, *, anew: bool = False) -> None:
-        """Look for the corpus; raises UsageError where there is none.
+        """Look for the corpus; raises UsageError where there is none, or no begin-of-text token that is asked for.
 
         One on the hub stays at the commit that its scan was begun with, unless that begins `anew`.
         """
@@ -139,7 +140,8 @@ class Scan:
             begun = self.folder.manifest()
             if begun["corpus"] == self._corpus and begun["files"]:
                 commit = hub.HubFile(begun["files"][0]).commit
-        self._files = (await self._ask(FindCorpus(self._corpus, self._model, commit), None)).result
+        request = FindCorpus(self._corpus, self._model, commit, self.options.begin_of_text)
+        self._files = (await self._ask(request, None)).result
 
     async def begin(self, info: ModelInfo, block_tokens: int = 0, *, replace: bool = False) -> None:
         """Plan the scan, or take up the one that was begun; `replace`: begin anew, whatever is there.
@@ -153,9 +155,11 @@ class Scan:
             raise UsageError(f"{self.folder.out} is a file of the corpus itself; give another --out.")
         if corpus.is_dir() and out.is_relative_to(corpus):  # its files would be new in the corpus when it goes on
             raise UsageError(f"{self.folder.out} would lie in the corpus itself; give an --out outside of {corpus}.")
-        if info.positions and self.options.window > info.positions:
+        begins = self._files.begin >= 0
+        if info.positions and self.options.window + begins > info.positions:
             raise UsageError(
-                f"A window of {self.options.window} tokens is more than the {info.positions} that {info.name} can read."
+                f"A window of {self.options.window} tokens{' after the begin-of-text token' if begins else ''} is more "
+                f"than the {info.positions} that {info.name} can read."
             )
         if self.folder.begun and not replace:
             self._compare(self.folder.manifest(), info)
@@ -202,8 +206,9 @@ class Scan:
 
     async def scan_blocks(self, engines: Engines, threads: int = 0) -> None:
         """Scan what is left of the blocks, and let the set follow."""
-        plan, options = self._plan, self.options
+        plan, options, files = self._plan, self.options, self._files
         assert plan is not None
+        assert files is not None
         lowest = _Lowest(options)
         for number in self.folder.done("blocks"):
             lowest.add(self.folder.read("blocks", number))
@@ -224,6 +229,7 @@ class Scan:
                         options.seed,
                         options.nll,
                         threads,
+                        files.begin,
                     ),
                 )
 
@@ -267,13 +273,14 @@ class Scan:
         import numpy as np
 
         k, windows, options = len(np.load(self.folder.windows, mmap_mode="r")), str(self.folder.windows), self.options
-        todo = self.todo("scores")
+        assert self._files is not None
+        todo, begin = self.todo("scores"), self._files.begin
 
         def requests() -> Numbered:
             for number in todo:
                 start = number * SCORED_TOGETHER
                 stop = min(k, start + SCORED_TOGETHER)
-                yield number, ScoreWindows(windows, start, stop, options.prefix_length, threads)
+                yield number, ScoreWindows(windows, start, stop, options.prefix_length, threads, begin)
 
         await self._all("scores", "scoring what is kept", requests(), engines, len(todo))
 
@@ -322,7 +329,7 @@ class Scan:
         """Raise UsageError where the scan that was begun is not the one that is asked for now."""
         assert self._files is not None
         changed = []
-        now, then = asdict(self.options), begun["options"]
+        now, then = asdict(self.options), asdict(ScanOptions()) | begun["options"]  # of a version that had not all
         for name in now:
             before = tuple(then[name]) if isinstance(then.get(name), list) else then.get(name)
             if now[name] != before:

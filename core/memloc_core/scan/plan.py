@@ -12,19 +12,21 @@ from memloc_core.corpora.streams import corpus_files, file_size, file_state, loc
 from memloc_core.errors import UsageError
 from memloc_core.requests import Block, CorpusFiles, FindCorpus, PlanScan, Progress, ScanPlan
 from memloc_core.scan.windows import Reading, read_block, vocabulary_of
+from memloc_core.tokenizers import begin_of_text_token
 
 _TRIED = 16  # documents of each file that are tokenized at once, to see that the tokenizer fits the model
 
 
 def find(request: FindCorpus) -> Generator[Progress, None, CorpusFiles]:
-    """Raises UsageError where there is no such corpus."""
+    """Raises UsageError where there is no such corpus, or no begin-of-text token."""
     yield Progress(0, 1, "files")
-    digest = tokenizer_digest(sources.model_folder(request.model))
+    model = sources.model_folder(request.model)
+    digest, begin = tokenizer_digest(model), begin_of_text_token(model, request.model) if request.begin_of_text else -1
     if hub.is_on_hub(request.corpus):
         found = hub.streamed(request.corpus, request.commit)
-        return CorpusFiles(tuple(str(file) for file, _ in found), tuple(state for _, state in found), digest)
+        return CorpusFiles(tuple(str(file) for file, _ in found), tuple(state for _, state in found), digest, begin)
     files = corpus_files(request.corpus)
-    return CorpusFiles(tuple(map(str, files)), tuple(map(file_state, files)), digest)
+    return CorpusFiles(tuple(map(str, files)), tuple(map(file_state, files)), digest, begin)
 
 
 def run(request: PlanScan) -> Generator[Progress, None, ScanPlan]:

@@ -99,10 +99,12 @@ def read_block(block: Block, reading: Reading) -> Iterator[list[Tokens32]]:
         yield ids
 
 
-def windows_of(documents: list[Tokens32], first: int, window: int, stride: int, min_unique: float) -> Windows:
+def windows_of(
+    documents: list[Tokens32], first: int, window: int, stride: int, min_unique: float, begin: int = -1
+) -> Windows:
     """Every `stride`-th window of each document, without those of fewer than min_unique x window distinct tokens.
 
-    `first` is the number of the first document.
+    `first` is the number of the first document. A window that would begin with the token `begin` begins after it.
     """
     tokens, number, offset = [], [], []
     short = 0
@@ -110,10 +112,16 @@ def windows_of(documents: list[Tokens32], first: int, window: int, stride: int, 
         if len(ids) < window:
             short += bool(len(ids))
             continue
-        found = np.lib.stride_tricks.sliding_window_view(ids, window)[::stride]
-        tokens.append(found)
-        number.append(np.full(len(found), first + i, np.int64))
-        offset.append(np.arange(len(found), dtype=np.int64) * stride)
+        found = np.lib.stride_tricks.sliding_window_view(ids, window)
+        starts = np.arange(0, len(found), stride)
+        if begin >= 0:
+            others = np.flatnonzero(ids[: len(found)] != begin)  # where a window may begin
+            at = np.searchsorted(others, starts)
+            starts = np.unique(others[at[at < len(others)]])
+            short += not len(starts)
+        tokens.append(found[starts])
+        number.append(np.full(len(starts), first + i, np.int64))
+        offset.append(starts)
     if not tokens:
         none = np.empty(0, np.int64)
         return Windows(np.empty((0, window), np.int32), none, none, 0, short)
