@@ -13,7 +13,7 @@ from rich.text import Text
 from memloc_core import edit_files
 from memloc_core.codec import to_json
 from memloc_core.requests import ExportCheckpoint, SparseEdit
-from memloc_tui import edits
+from memloc_tui import edits, labels
 from memloc_tui.console import Asker, Out, print_json, run, table_of
 from memloc_tui.glyphs import visible
 from memloc_tui.settings import Settings
@@ -22,24 +22,28 @@ from memloc_tui.settings import Settings
 def list_edits(as_json: bool) -> None:
     """The store, the newest first."""
     kept = edits.stored()
+    names = [labels.of(edit.summary.base, edit.path) if edit.summary is not None else "" for edit in kept]
     if as_json:
-        print_json([_record(edit) for edit in kept])
+        print_json([_record(edit) | {"name": name} for edit, name in zip(kept, names, strict=True)])
         return
     if not kept:
         click.echo(f"No edits are kept in {edits.folder()} yet.")
         return
-    table = table_of("edit", "weights", "steps", "EM", "NLL", "KL", left=("model", "ended"))
+    named = ("name",) if any(names) else ()
+    table = table_of("edit", "weights", "steps", "EM", "NLL", "KL", left=("model", "ended", *named))
     table.columns[0].no_wrap = True
-    for edit in kept:
+    for edit, name in zip(kept, names, strict=True):
+        own = [Text(visible(name))] if named else []
         if edit.summary is None:
-            table.add_row(edit.path.stem[: edits.SHORT], *["–"] * 5, Text("damaged"), Text(visible(edit.problem)))
+            what = Text("damaged"), Text(visible(edit.problem))
+            table.add_row(edit.path.stem[: edits.SHORT], *["–"] * 5, *what, *own)
             continue
-        said = {name: _number(value) for name, value in edit.summary.metrics.items()}
-        numbers = [said.get(name, "–") for name in ("weights", "steps")]
-        numbers += [f"{said.get(f'{name}_before', '–')} → {said.get(name, '–')}" for name in ("em", "nll")]
+        said = {what: _number(value) for what, value in edit.summary.metrics.items()}
+        numbers = [said.get(what, "–") for what in ("weights", "steps")]
+        numbers += [f"{said.get(f'{what}_before', '–')} → {said.get(what, '–')}" for what in ("em", "nll")]
         ended = Text(visible(str(edit.summary.metrics.get("stopped", ""))))
         model = Text(visible(edit.summary.model))
-        table.add_row(edit.summary.fingerprint[: edits.SHORT], *numbers, said.get("kl", "–"), model, ended)
+        table.add_row(edit.summary.fingerprint[: edits.SHORT], *numbers, said.get("kl", "–"), model, ended, *own)
     Out().print(table)
 
 

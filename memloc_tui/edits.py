@@ -189,10 +189,13 @@ def active(name: str | Path) -> ActiveEdit:
 
 
 def remove(name: str) -> Path:
-    """Delete a stored edit; returns where it was. Raises UsageError for what is not in the store."""
+    """Delete a stored edit; returns where it was. Raises UsageError for what is not in the store or carries others."""
     path = find(name)
     if path.parent != folder().resolve() and path.parent != folder():
         raise UsageError(f"{path} is not one of the stored edits in {folder()}; delete the file itself.")
+    own = next((edit.summary for edit in stored() if edit.path.name == path.name), None)
+    if own is not None and (others := above(own.fingerprint)):
+        raise UsageError(f"Edit {others[0][:SHORT]} was made on top of {path.name}; remove that one first.")
     try:
         path.unlink()
     except OSError as error:

@@ -37,6 +37,12 @@ def load(base: str) -> tuple[dict[str, Label], str]:
     return {file: label for file, label in everything.get(base, {}).items() if exists(folder() / file)}, notice
 
 
+def of(base: str, file: Path) -> str:
+    """The name of the run that made a stored edit of these weights; empty for none."""
+    label = load(base)[0].get(file.name)
+    return label.name if label is not None else ""
+
+
 def keep(base: str, changed: Mapping[str, Label]) -> None:
     """Keep these; what another terminal has kept of other files stays. Raises OSError."""
     import json

@@ -18,7 +18,7 @@ import torch
 from memloc_core import codec, edit_files, weight_edits
 from memloc_core.errors import EngineDied, MemlocError
 from memloc_core.requests import Edited, ExactMatch, ExportCheckpoint, Perturb, Sweep
-from memloc_tui import edits as kept
+from memloc_tui import edits as kept, labels
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
 from tests.conftest import give_words, result
@@ -295,6 +295,16 @@ def test_edits_are_listed_shown_exported_and_removed(place, memloc, tiny, two, m
     with torch.no_grad(), weight_edits.edited(tiny, [two[0]]):
         assert torch.equal(model(ids).logits, tiny.model(ids).logits)
     assert (place / "checkpoint" / "tokenizer.json").read_bytes() == (place / "tiny" / "tokenizer.json").read_bytes()
+    labels.keep(two[0].base, {path.name: labels.Label(0, "forgets \x1b[31mthe licence")})
+    assert json.loads(memloc("edits", "list", "--json").stdout)[0]["name"] == "forgets \x1b[31mthe licence"
+    table = memloc("edits", "list").stdout
+    assert "licence" in table
+    assert "\x1b" not in table
+    upper = kept.store(run_of(dataclasses.replace(two[1], on_top_of=(two[0].fingerprint,))))
+    refused = memloc("edits", "remove", name)
+    assert (refused.returncode, path.exists()) == (2, True)
+    assert f"{upper.stem[:8]} was made on top of {path.name}" in refused.stderr
+    assert memloc("edits", "remove", str(upper)).returncode == 0
     removed = memloc("edits", "remove", name, "--json")
     assert json.loads(removed.stdout) == {"removed": str(path)}
     assert json.loads(memloc("edits", "list", "--json").stdout) == []

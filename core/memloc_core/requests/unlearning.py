@@ -279,6 +279,7 @@ class MeasureRemains(Request):
     """
 
     answer = Remains
+    version = 2
     urgency = BACKGROUND
     paragraphs: tuple[Tokens, ...]
     prefix_length: int = 50
