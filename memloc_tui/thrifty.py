@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from textual.drivers.linux_driver import LinuxDriver
-from textual.events import Paste
-from textual.message import Message
 
 _TOKEN = re.compile(
     r"\x1b\[(?P<style>[0-9;]*)m"
@@ -25,7 +23,6 @@ _TOKEN = re.compile(
     r"|(?P<other>[\s\S])"
 )
 _SCREEN_MODES = re.compile(r"\x1b\[\?(?:47|1047|1049)[hl]")  # another screen, or a cleared one
-_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _CUBE = (0, 95, 135, 175, 215, 255)  # levels of each colour in the table of 256
 _GAP = 4  # equal cells between two changes that are cheaper sent again than moved over
 
@@ -277,12 +274,6 @@ class ThriftyDriver(LinuxDriver):
             except (ValueError, ArithmeticError):
                 continue
             return
-
-    def process_message(self, message: Message) -> None:
-        """What is pasted into a text field is shown there as it is: without what steers a terminal."""
-        if isinstance(message, Paste):
-            message = Paste(_STEERS.sub("", message.text))
-        super().process_message(message)
 
     def write(self, data: str) -> None:
         try:

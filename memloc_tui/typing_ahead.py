@@ -7,6 +7,7 @@ another one: of Enter and `w` in one burst the chooser would take the `w` as tex
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,16 @@ from textual.message_pump import MessagePump
 
 _ROUNDS = 2  # a key's action may post a message, and whoever hears of that gives the keyboard away
 _PATIENCE = 0.5  # seconds for one widget: one that has just been removed may never answer
+
+
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def pasted(text: str, whole: bool) -> str:
+    """What a text field gets of a paste, the ends of its lines as newlines. Most fields show it as it is: those get
+    nothing that steers a terminal."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text if whole else _STEERS.sub("", text)
 
 
 class TypingAhead(App[None], inherit_bindings=False):
@@ -46,7 +57,10 @@ class TypingAhead(App[None], inherit_bindings=False):
         if self._ahead and self.screen_stack:  # without a screen the app is ending
             path: list[MessagePump] = [*(self.focused or self.screen).ancestors_with_self]
             self._turn = asyncio.create_task(self._end_turn(path))  # before: a key may end the app
-            await super().on_event(self._ahead.popleft())
+            event = self._ahead.popleft()
+            if isinstance(event, events.Paste):
+                event.text = pasted(event.text, getattr(self.focused, "takes_all", False))
+            await super().on_event(event)
 
     async def _end_turn(self, path: list[MessagePump]) -> None:
         for _ in range(_ROUNDS):

@@ -12,6 +12,7 @@ from textual.widgets import Input
 
 from memloc_core.requests import Sweep, random_tokens
 from memloc_tui.app import MemlocApp
+from memloc_tui.typing_ahead import pasted
 
 WIDE = (120, 36)
 
@@ -58,6 +59,20 @@ async def test_what_is_pasted_waits_its_turn(app: MemlocApp) -> None:
         app.post_message(events.Key("enter", None).set_sender(app))
         app.post_message(events.Paste("dog").set_sender(app))
         await until(pilot, lambda: app.explorer.choosing.chooser.typed == "dog")
+
+
+def test_a_paste_brings_its_lines_and_most_fields_get_nothing_that_steers_a_terminal() -> None:
+    text = "a\rb\r\nc\n\x1b[2J\x9b\u202e\x7f\te"
+    assert pasted(text, whole=False) == "a\nb\nc\n[2J\te"
+    assert pasted(text, whole=True) == "a\nb\nc\n\x1b[2J\x9b\u202e\x7f\te"
+
+
+async def test_the_filter_gets_the_first_line_of_a_paste_as_plain_text(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        await pilot.press("slash")
+        app.post_message(events.Paste("w1\x1b[2J\u202e \x9bw2\rw3").set_sender(app))
+        await until(pilot, lambda: app.explorer.query_one(Input).value == "w1[2J w2")
 
 
 async def test_keys_after_the_one_that_quits_are_dropped(app: MemlocApp) -> None:
