@@ -320,9 +320,9 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
             self.push_screen(Confirm(question), lambda yes: self.exit() if yes else None)
 
     def action_interrupt(self) -> None:
-        from textual.widgets import Input
+        from textual.widgets import Input, TextArea
 
-        if isinstance(self.focused, Input) and not self.focused.selection.is_empty:
+        if isinstance(self.focused, Input | TextArea) and not self.focused.selection.is_empty:
             self.focused.action_copy()
         else:
             self.action_leave()

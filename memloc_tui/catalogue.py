@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK = 64
+OWN = "own"  # the genre of texts that the person typed
 Sort = Literal["EM", "change", "NLL", "margin", "count", "told", "genre", "file"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 Stratum = Literal["memorized", "partly", "non-memorized", "unknown"]
@@ -38,6 +39,7 @@ FILTER_HELP = (
     ("em>=50  nll<1  margin<0.001  count>=32", "numbers: < <= > >= = on em, nll, margin, count, family"),
     ("change<0", "under edited weights: paragraphs that lost exact match by the edit"),
     ("genre:recipe  split:fresh  id:3fa", "genre, split and id by their beginning"),
+    (f"genre:{OWN}", "texts of your own"),
     ("is:memorized  is:partly  is:non-memorized", "strata by exact match"),
     ("is:perturbed", "paragraphs with replacements of yours"),
     ("is:marked", "paragraphs that the next run changes together"),
@@ -93,12 +95,18 @@ def _term(word: str) -> Term:
 
 
 class Catalogue:
-    """Paragraphs with their scores, -1 and nan where not known yet."""
+    """Paragraphs with their scores, -1 and nan where not known yet.
 
-    def __init__(self, paragraphs: ParagraphSet, vocabulary: Vocabulary) -> None:
+    `file`: the set as it was read, where `paragraphs` goes on behind it with texts of the person's own. Samples, claims
+    and groups are drawn from the file's rows alone. A row keeps its number: one that is taken away is `gone`.
+    """
+
+    def __init__(self, paragraphs: ParagraphSet, vocabulary: Vocabulary, file: ParagraphSet | None = None) -> None:
         import numpy as np
 
         self.paragraphs = paragraphs
+        self.file = file if file is not None else paragraphs
+        self.gone: set[int] = set()
         self.length = int(paragraphs.tokens.shape[1]) - paragraphs.prefix_length
         offsets = vocabulary.offsets.tolist()
         buffer = vocabulary.pieces.tobytes()
@@ -114,11 +122,29 @@ class Catalogue:
         self.perturbed: set[int] = set()
         self.marked: set[int] = set()  # to be changed together by the next run
         self.original: Catalogue | None = None  # of edited weights: the same paragraphs under the original ones
-        self.known = 0
-        self.strata: dict[str, int] = dict.fromkeys(STRATA, 0)
 
     def __len__(self) -> int:
         return len(self.paragraphs)
+
+    def extend(self, paragraphs: ParagraphSet) -> None:
+        """The same paragraphs and more behind them, of which nothing is known yet."""
+        import numpy as np
+
+        more = len(paragraphs) - len(self)
+        self.em = np.append(self.em, np.full(more, -1, np.int64))
+        self.nll = np.append(self.nll, np.full(more, np.nan, np.float32))
+        self.margin = np.append(self.margin, np.full(more, np.nan, np.float32))
+        self.told = np.append(self.told, np.full(more, -1.0))
+        self.paragraphs = paragraphs
+
+    def is_own(self, row: int) -> bool:
+        """Whether this is a text of the person's own."""
+        return row >= len(self.file)
+
+    @property
+    def there(self) -> int:
+        """How many rows there are without those that were taken away."""
+        return len(self) - len(self.gone)
 
     # ------------------------------------------------------------------------------------------------------ scores
 
@@ -131,28 +157,54 @@ class Catalogue:
         return np.where((self.em < 0) | (before < 0), np.nan, self.em - before)
 
     @property
+    def known(self) -> int:
+        """How many rows have their exact match."""
+        return sum(self.strata.values())
+
+    @property
+    def strata(self) -> dict[str, int]:
+        """How many rows are in each stratum."""
+        import numpy as np
+
+        em = np.delete(self.em, list(self.gone)) if self.gone else self.em
+        strata = dict.fromkeys(STRATA, 0)
+        for value, n in enumerate(np.bincount(np.minimum(em[em >= 0], self.length)).tolist()):
+            strata[self.stratum_of(value)] += n
+        return strata
+
+    @property
     def chunks(self) -> int:
-        return -(-len(self) // CHUNK)
+        return self._file_chunks + len(self) - len(self.file)
+
+    @property
+    def _file_chunks(self) -> int:
+        return -(-len(self.file) // CHUNK)
+
+    def chunk_of(self, row: int) -> int:
+        """The chunk that holds a row: a text of the person's own is one by itself, so that it makes none ask anew."""
+        return self._file_chunks + row - len(self.file) if self.is_own(row) else row // CHUNK
+
+    def rows_in(self, chunk: int) -> range:
+        """A chunk's rows."""
+        if chunk >= self._file_chunks:
+            row = len(self.file) + chunk - self._file_chunks
+            return range(row, row + 1)
+        return range(CHUNK * chunk, min(CHUNK * (chunk + 1), len(self.file)))
 
     def request(self, chunk: int) -> ExactMatch:
-        """The question about rows `CHUNK * chunk` and on. Always the same rows, so that the cache knows it again."""
-        rows = self.paragraphs.tokens[chunk * CHUNK : (chunk + 1) * CHUNK].tolist()
-        return ExactMatch(tuple(map(tuple, rows)), self.paragraphs.prefix_length)
+        """The question about a chunk's rows. Always the same rows, so that the cache knows it again."""
+        rows = self.rows_in(chunk)
+        tokens = self.paragraphs.tokens[rows.start : rows.stop].tolist()
+        return ExactMatch(tuple(map(tuple, tokens)), self.paragraphs.prefix_length)
 
     def learn(self, chunk: int, result: ExactMatches) -> range:
         """Keep a chunk's scores; the rows that they belong to."""
-        start = chunk * CHUNK
-        rows = range(start, start + len(result.em))
-        fresh = self.scored(start) is None
+        rows = self.rows_in(chunk)
         self.em[rows.start : rows.stop] = result.em
         self.nll[rows.start : rows.stop] = result.nll
         self.margin[rows.start : rows.stop] = result.margin
         for offset, row in enumerate(rows):
             self._answers[row] = (result, offset)
-        if fresh:
-            self.known += len(rows)
-            for em in result.em.tolist():
-                self.strata[self.stratum_of(em)] += 1
         return rows
 
     def scored(self, row: int) -> tuple[ExactMatches, int] | None:
@@ -252,7 +304,9 @@ class Catalogue:
         """The rows for which all terms hold, in the file's order, `step` looked at per list: the caller may pause."""
         tests = [self._test(t) for t in terms]
         for start in range(0, len(self), step):
-            rows = range(start, min(start + step, len(self)))
+            rows: Sequence[int] = range(start, min(start + step, len(self)))
+            if self.gone:
+                rows = [row for row in rows if row not in self.gone]
             yield [row for row in rows if all(test(row) for test in tests)] if tests else list(rows)
 
     def _test(self, term: Term) -> Callable[[int], bool]:

@@ -53,8 +53,8 @@ SIGNS = {"holds": "✓", "does not hold": "✗", "inconclusive": "?"}  # a verdi
 
 def setting_of(catalogue: Catalogue, model: Any, quick: bool, seed: int = 0) -> Setting:
     """What claims are tested on. The exact matches of the first DRAWN_FROM rows must be in the catalogue."""
-    m = min(DRAWN_FROM, len(catalogue))
-    return Setting(catalogue.paragraphs, catalogue.em[:m].copy(), catalogue.nll[:m].copy(), model, quick, seed)
+    m = min(DRAWN_FROM, len(catalogue.file))
+    return Setting(catalogue.file, catalogue.em[:m].copy(), catalogue.nll[:m].copy(), model, quick, seed)
 
 
 def claims_named(only: Sequence[str]) -> tuple[Claim, ...]:
@@ -90,7 +90,7 @@ async def findings_of(
     Raises UsageError, EngineDied.
     """
     claims = claims_named(only)
-    await asker.score(range(min(DRAWN_FROM, len(asker.catalogue))))
+    await asker.score(range(min(DRAWN_FROM, len(asker.catalogue.file))))
     setting = setting_of(asker.catalogue, asker.session.model, quick, seed)
     plan, pace, found = await asyncio.to_thread(planned, claims, setting), Pace(), []
     for place, claim in enumerate(claims, 1):

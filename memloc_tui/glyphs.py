@@ -14,6 +14,7 @@ from rich.cells import cell_len, set_cell_size
 
 _NEVER_DRAWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 _NOT_PLAIN = re.compile("[^\t\n\r -~]")
+_SPELLED = re.compile("⟨U\\+([0-9A-F]{4,6})⟩")
 _SELECTORS = frozenset(map(chr, (0x180B, 0x180C, 0x180D, 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 
 
@@ -50,6 +51,23 @@ def visible(text: str) -> str:
     if shown and category(shown[0])[0] == "M":
         return "◌" + shown  # a combining mark would otherwise land on the cell before it
     return shown
+
+
+def spelled_out(text: str) -> str:
+    """`text` for a field that it can be changed in: newlines and tabs as they are, any other character that must not
+    reach a terminal as ⟨U+202E⟩, which `meant` turns back."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c in "\n\t" or glyph(c) == c else f"⟨U+{ord(c):04X}⟩" for c in lines)
+
+
+def meant(text: str) -> str:
+    """What was typed into such a field: each ⟨U+202E⟩ is the character of that number, if there is one."""
+    return _SPELLED.sub(lambda found: _character(int(found[1], 16)) or found[0], text)
+
+
+def _character(code: int) -> str:
+    """ "" for half of a surrogate pair, which no tokenizer takes, and beyond the last character."""
+    return "" if 0xD800 <= code <= 0xDFFF or code > 0x10FFFF else chr(code)
 
 
 def escaped(document: str) -> str:

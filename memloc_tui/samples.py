@@ -42,7 +42,7 @@ class Samples:
 
     @property
     def size(self) -> int:
-        return min(DRAWN_FROM, len(self.catalogue))
+        return min(DRAWN_FROM, len(self.catalogue.file))
 
     @property
     def known(self) -> int:

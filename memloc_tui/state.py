@@ -1,15 +1,17 @@
 """What the explorer remembers between two sittings: written as you go, because an SSH drop asks nobody.
 
-One small JSON file per model and paragraph set. A file that cannot be read is set aside, never deleted.
+One small JSON file per model and paragraph set. A file that means nothing is set aside, never deleted.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 VERSION = 1
 MOST = 1_000_000  # bytes that are read of a file; a larger one is written without what was done longest ago
 TRIED = 20  # trials of each paragraph
@@ -73,25 +75,37 @@ def state_file(model: str, paragraphs: str) -> Path:
     return state_dir() / f"{name}.json"
 
 
-def load(model: str, paragraphs: str) -> tuple[Resume, str]:
-    """What was saved for this model and paragraph set, and a notice if that could not be read."""
+class Broken(Exception):
+    """A file that this version did not write; says where it is now, as the end of a sentence."""
+
+
+def read(path: Path, understood: Callable[[Any], T], most: int = MOST) -> T | None:
+    """What `understood` makes of a file's JSON, None where there is no file. Raises OSError, and Broken for a file that
+    it makes nothing of (ValueError, TypeError or KeyError), which is set aside."""
     import json
 
-    path = state_file(model, paragraphs)
     try:
         with path.open("rb") as file:
-            return _resume(json.loads(file.read(MOST))), ""
+            return understood(json.loads(file.read(most)))
     except FileNotFoundError:
-        return Resume(), ""
-    except OSError as error:
-        return Resume(), f"Where you were last time could not be read ({error.strerror})."
+        return None
     except (ValueError, TypeError, KeyError, RecursionError):
         aside = path.with_suffix(".broken")
         try:
             path.replace(aside)
         except OSError:
-            return Resume(), "Where you were last time is unreadable, and could not be set aside."
-        return Resume(), f"Where you were last time is unreadable; the file is kept as {aside.name}."
+            raise Broken("unreadable, and could not be set aside.") from None
+        raise Broken(f"unreadable; the file is kept as {aside.name}.") from None
+
+
+def load(model: str, paragraphs: str) -> tuple[Resume, str]:
+    """What was saved for this model and paragraph set, and a notice if that could not be read."""
+    try:
+        return read(state_file(model, paragraphs), _resume) or Resume(), ""
+    except OSError as error:
+        return Resume(), f"Where you were last time could not be read ({error.strerror})."
+    except Broken as broken:
+        return Resume(), f"Where you were last time is {broken}"
 
 
 def save(model: str, paragraphs: str, resume: Resume) -> None:

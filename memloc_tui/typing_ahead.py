@@ -18,8 +18,6 @@ from textual.message_pump import MessagePump
 
 _ROUNDS = 2  # a key's action may post a message, and whoever hears of that gives the keyboard away
 _PATIENCE = 0.5  # seconds for one widget: one that has just been removed may never answer
-
-
 _STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 

@@ -141,7 +141,7 @@ def remains_of(catalogue: Catalogue, rows: Sequence[int], run: Unlearn) -> Measu
     """
     seen = {*run.kept, *run.held_out, *run.others, *run.family, *run.general}
     paragraphs = catalogue.paragraphs
-    for keep in (len(run.kept), UnlearnOptions.keep, len(catalogue)):
+    for keep in (len(run.kept), UnlearnOptions.keep, len(catalogue.file)):
         options = UnlearnOptions(keep=max(1, keep), seed=run.seed)
         groups = split(catalogue, rows, options)
         if tuple(paragraphs.row(row) for row in groups.kept) == run.kept:
@@ -213,14 +213,15 @@ def sibling_nll(catalogue: Catalogue, rows: Sequence[int]) -> tuple[float, ...]:
     last bit of rounding asks no new question.
     """
     paragraphs = catalogue.paragraphs
-    free = (paragraphs.repetitions == 0) & (paragraphs.family >= 0) & (catalogue.em >= 0)
-    free[DRAWN_FROM:] = False  # how many of the others are known hangs on who asks, and when
-    free &= catalogue.em <= NON_MEMORIZED_UP_TO * catalogue.length
+    m = min(DRAWN_FROM, len(catalogue.file))  # how many of the others are known hangs on who asks, and when
+    em, nll, family = catalogue.em[:m], catalogue.nll[:m], paragraphs.family[:m]
+    free = (paragraphs.repetitions[:m] == 0) & (family >= 0) & (em >= 0)
+    free &= em <= NON_MEMORIZED_UP_TO * catalogue.length
     means = []
     for row in rows:
-        held_out = free & (paragraphs.family == paragraphs.family[row])
-        held_out[row] = False
-        means.append(float(catalogue.nll[held_out].mean()) if held_out.any() else float("nan"))
+        held_out = free & (family == paragraphs.family[row])
+        held_out[row : row + 1] = False
+        means.append(float(nll[held_out].mean()) if held_out.any() else float("nan"))
     known = [mean for mean in means if mean == mean]
     if not known:
         return ()
@@ -410,7 +411,7 @@ def waits(catalogue: Catalogue, rows: Sequence[int]) -> str:
 
 def _drawn(catalogue: Catalogue, rows: Sequence[int]) -> list[int]:
     """The rows that groups are drawn from."""
-    return sorted({*range(min(DRAWN_FROM, len(catalogue))), *rows})
+    return sorted({*range(min(DRAWN_FROM, len(catalogue.file))), *rows})
 
 
 _known_clusters: WeakKeyDictionary[Catalogue, dict[tuple[int, ...], dict[int, int]]] = WeakKeyDictionary()
@@ -421,7 +422,7 @@ def _clusters(catalogue: Catalogue, drawn: list[int]) -> dict[int, int]:
     from memloc_core.near_duplicates import clusters
 
     known = _known_clusters.setdefault(catalogue, {})
-    beyond = tuple(row for row in drawn if row >= DRAWN_FROM)
+    beyond = tuple(row for row in drawn if row >= min(DRAWN_FROM, len(catalogue.file)))
     if beyond not in known:
         known[beyond] = dict(zip(drawn, clusters(catalogue.paragraphs.texts[drawn]), strict=True))
     return known[beyond]

@@ -12,15 +12,11 @@ from memloc_core import sources
 from memloc_core.corpora.files import Rows, load_array, read_rows
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import OpenParagraphs, ParagraphSet
+from memloc_core.requests.studied import paragraph_id
 from memloc_core.tokenizers import begin_of_text, begin_of_text_token, load_tokenizer, read_config, vocabulary_size
 
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
-
-
-def paragraph_id(tokens: Ints) -> str:
-    """Ten hex digits of the sha256 of the ids: stable across files, orders and machines."""
-    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i8").tobytes()).hexdigest()[:10]
 
 
 def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:

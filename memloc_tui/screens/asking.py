@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from memloc_core.errors import Cancelled, EngineDied, MemlocError
 from memloc_core.requests import Ablated, Answer, Continue, Perturb, Request
-from memloc_tui.catalogue import CHUNK
 from memloc_tui.glyphs import visible
 from memloc_tui.screens.study import Question, Study
 from memloc_tui.view import Score, Trial, score_of
@@ -186,7 +185,7 @@ class Asking:
         question = study.question
         requests: list[Request] = [self.perturb(question)]
         if not question.replacements:
-            requests.append(study.catalogue.request(study.current // CHUNK))
+            requests.append(study.catalogue.request(study.catalogue.chunk_of(study.current)))
         if study.score is not None and study.score.em < len(study.score.reference):
             requests.append(self.continuation(question, study.score))
         if (sweep := study.here.sweep) is not None and sweep.done:

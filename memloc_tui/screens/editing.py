@@ -68,6 +68,11 @@ class Editing:
         if marked := set(self.explorer.memloc.resume.marked):
             study.catalogue.marked = set(study.catalogue.rows_called(marked).values())
 
+    @property
+    def studies(self) -> list[Study]:
+        """Of this sitting, one under each set of edits that was shown."""
+        return list(self._studies.values())
+
     def _on_paper(self) -> tuple[ActiveEdit, ...]:
         """The stack as the session gets it: nothing is on while the original is shown."""
         return tuple(replace(edit, on=edit.on and self.edited) for edit in self.stack)
@@ -195,10 +200,9 @@ class Editing:
         explorer.asking.ask()
 
     def _new_study(self, before: Study) -> Study:
-        from memloc_tui.catalogue import Catalogue
         from memloc_tui.screens.study import Study
 
-        catalogue = Catalogue(before.catalogue.paragraphs, self.explorer.memloc.session.vocabulary)
+        catalogue = self.explorer.owning.catalogue(self.explorer.memloc.session)
         catalogue.perturbed, catalogue.marked = before.catalogue.perturbed, before.catalogue.marked
         study = self._studies[self.on] = Study(before.resume, catalogue, before.identity)
         study.edits = self.names

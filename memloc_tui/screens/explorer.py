@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from memloc_tui.screens.finding import Finds
     from memloc_tui.screens.listing import Listing
     from memloc_tui.screens.locating import Locating
+    from memloc_tui.screens.owning import Owning
     from memloc_tui.screens.study import Study
     from memloc_tui.screens.sweeping import Sweeping
     from memloc_tui.screens.touring import Touring
@@ -77,6 +78,12 @@ class Explorer(NotSelecting, Screen[None]):
         binding("p", "paragraphs", "list", "paragraphs", "Go to the paragraph list (or open it over the panes)"),
         binding("left_square_bracket", "walk(-1)", "before", "before", "The paragraph before", key_display="["),
         binding("right_square_bracket", "walk(1)", "next", "next", "The next paragraph", key_display="]"),
+        binding(
+            "plus", "own_text", "own text", "own_text", "Study a text of your own: type or paste it", key_display="+"
+        ),
+        binding(
+            "minus", "take_away", "take away", "take_away", "Take the text of your own on screen away", key_display="-"
+        ),
         binding("1", "pane('paragraphs')", "list", "pane1", "Focus the paragraph list"),
         binding("2", "pane('prefix')", "prefix", "pane2", "Focus the prefix"),
         binding("3", "pane('continuation')", "continuation", "pane3", "Focus the continuation"),
@@ -118,6 +125,7 @@ class Explorer(NotSelecting, Screen[None]):
         self.editing: Editing
         self.unlearning: UnlearnRuns
         self.finds: Finds
+        self.owning: Owning
         self.touring: Touring
 
     @property
@@ -170,6 +178,7 @@ class Explorer(NotSelecting, Screen[None]):
         from memloc_tui.screens.editing import Editing
         from memloc_tui.screens.finding import Finds
         from memloc_tui.screens.locating import Locating
+        from memloc_tui.screens.owning import Owning
         from memloc_tui.screens.sweeping import Sweeping
         from memloc_tui.screens.touring import Touring
         from memloc_tui.screens.unlearning import UnlearnRuns
@@ -183,7 +192,7 @@ class Explorer(NotSelecting, Screen[None]):
         self.name_tabs()
         self.asking, self.sweeping, self.choosing = Asking(self), Sweeping(self), Choosing(self, chooser)
         self.locating, self.editing, self.finds = Locating(self), Editing(self), Finds(self)
-        self.unlearning, self.touring = UnlearnRuns(self), Touring(self)
+        self.unlearning, self.touring, self.owning = UnlearnRuns(self), Touring(self), Owning(self)
         self.list.moved = self._follow_list
         if self.memloc.wants_tour:
             await self.touring.begin()
@@ -201,15 +210,13 @@ class Explorer(NotSelecting, Screen[None]):
                 self.editing.opened()
         if session.vocabulary is None or session.paragraphs is None:
             return
-        from memloc_tui.catalogue import Catalogue
-
         if self.study is None or part != "model":
-            self._start(Catalogue(session.paragraphs, session.vocabulary), identity)
+            self._start(self.owning.catalogue(session), identity)
         elif not self.study.identity:
             self.study.identity = identity
         elif self.study.identity != identity:
             # The engine corrected what the cache had said: every number on screen was another model's.
-            self._start(Catalogue(session.paragraphs, session.vocabulary), identity)
+            self._start(self.owning.catalogue(session), identity)
         else:
             return
         self.editing.started(self.study)
@@ -234,7 +241,7 @@ class Explorer(NotSelecting, Screen[None]):
         self.study, self.listing = Study(resume, catalogue, identity), Listing(self)
         rows = catalogue.rows_called({resume.paragraph, *resume.replacements})
         row = rows.get(resume.paragraph, -1)
-        if before is not None and before.current >= 0 and before.catalogue.paragraphs is catalogue.paragraphs:
+        if before is not None and before.current >= 0 and before.catalogue.file is catalogue.file:
             for other, work in before.work.items():
                 self.study.work_on(other).replacements = work.replacements
             row = before.current
@@ -412,6 +419,12 @@ class Explorer(NotSelecting, Screen[None]):
         panel = self.panel
         if not (hasattr(panel, "walk") and panel.has_focus_within and panel.walk(step)):
             self.list.action_step(step)
+
+    def action_own_text(self) -> None:
+        self.owning.open()
+
+    def action_take_away(self) -> None:
+        self.owning.take_away()
 
     def action_perturb(self) -> None:
         self.set_focus(self.prefix)
@@ -704,6 +717,7 @@ LIST_KEYS: list[Key] = [
     ("w", "sweep", "screen.sweep"),
     ("*", "mark all", "screen.mark_shown"),
     ("o", "overlay", "screen.overlay"),
+    ("+", "own text", "screen.own_text"),
     ("e", "export", "screen.export"),
 ]
 CHOOSER_KEYS: list[Key] = [

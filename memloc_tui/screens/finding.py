@@ -98,7 +98,7 @@ class Finds:
         if quick not in kept.missed:
             kept.missed.add(quick)
             kept.found[quick] = findings.known(session, self._setting(study))
-        m = min(DRAWN_FROM, len(catalogue))
+        m = min(DRAWN_FROM, len(catalogue.file))
         scored = int((catalogue.em[:m] >= 0).sum())
         waits = "" if scored == m else f"waits for exact matches: {scored:,} of {m:,} known"
         if not waits and kept.counts is None and self._measuring is None:

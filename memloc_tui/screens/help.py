@@ -19,6 +19,7 @@ from memloc_tui.screens.explorer import Explorer
 from memloc_tui.screens.export import Export
 from memloc_tui.screens.likely import Likely
 from memloc_tui.screens.messages import Messages
+from memloc_tui.screens.own_text import OwnTextDialog
 from memloc_tui.screens.sweep_options import SweepOptions
 from memloc_tui.widgets.chooser import Chooser
 from memloc_tui.widgets.curves import Curves
@@ -46,6 +47,7 @@ def sections(app_bindings: list[Binding]) -> list[tuple[str, list[Binding]]]:
         ("Sweep options", SweepOptions),
         ("Export", Export),
         ("Messages", Messages),
+        ("A text of your own", OwnTextDialog),
         ("Questions", Confirm),
         ("A line of text", AskLine),
         ("Help", Help),
@@ -63,7 +65,7 @@ def own(place: type) -> Iterator[Binding]:
 NAMES = {
     "up": "↑", "down": "↓", "left": "←", "right": "→", "enter": "⏎", "escape": "esc", "slash": "/", "asterisk": "*",
     "question_mark": "?", "left_square_bracket": "[", "right_square_bracket": "]", "pageup": "pgup",
-    "pagedown": "pgdn",
+    "pagedown": "pgdn", "plus": "+", "minus": "-",
 }  # fmt: skip
 
 
@@ -100,7 +102,7 @@ class Help(Dialog[None]):
             Content.styled("Signs", "bold"),
             Content("  █ solid: memorized or partly   ▒░ hatched: non-memorized (EM up to a fifth)   ·· not known yet"),
             Content("  * replacements of yours   [old⇒new] a replaced token   ✗ the model leaves the text"),
-            Content("  ◆ marked   ● a run's edit is on   ○ off   ▸ it goes on   ‖ it is paused   ! it failed"),
+            Content("  + your own text   ◆ marked   ● a run's edit is on   ○ off   ▸ goes on   ‖ paused   ! failed"),
             Content(
                 "  ↵ newline   → tab   ⟨E2⟩ a byte of an unfinished character   ⟨U+202E⟩ a character never sent raw"
             ),

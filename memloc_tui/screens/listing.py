@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from textual.content import Content
 
 from memloc_core.errors import EngineDied, MemlocError
-from memloc_tui.catalogue import CHUNK, SORTS, STRATA, Catalogue, FilterError, Sort, Term, parse_filter
+from memloc_tui.catalogue import SORTS, STRATA, Catalogue, FilterError, Sort, Term, parse_filter
 from memloc_tui.glyphs import fit, visible
 from memloc_tui.screens.telling import Telling
 from memloc_tui.widgets.one_line import OneLine
@@ -59,7 +59,10 @@ class Listing:
         """What is in the cache at once, then the engine, what is on screen first."""
         session, catalogue = self.explorer.memloc.session, self.catalogue
         assert session is not None
-        missing = {chunk for chunk in range(catalogue.chunks) if catalogue.scored(CHUNK * chunk) is None}
+        firsts = {chunk: catalogue.rows_in(chunk).start for chunk in range(catalogue.chunks)}
+        missing = {
+            chunk for chunk, row in firsts.items() if catalogue.scored(row) is None and row not in catalogue.gone
+        }
         found = False
         for chunk in sorted(missing):
             if (answer := session.peek(catalogue.request(chunk))) is not None:
@@ -71,7 +74,8 @@ class Listing:
             self.resort()
         while missing:
             wanted = [self.explorer.current, *self.explorer.list.visible_paragraphs]
-            chunk = next((row // CHUNK for row in wanted if row >= 0 and row // CHUNK in missing), min(missing))
+            nearest = (catalogue.chunk_of(row) for row in wanted if row >= 0)
+            chunk = next((chunk for chunk in nearest if chunk in missing), min(missing))
             try:
                 answer = await session.ask(catalogue.request(chunk))
             except MemlocError as error:
@@ -199,12 +203,13 @@ class Listing:
     def draw_head(self) -> None:
         """How many, in which order, how much is known: the pane's edges and first line."""
         catalogue, resume = self.catalogue, self.explorer.memloc.resume
-        shown, total = len(self.matching), len(catalogue)
+        shown, total, counts = len(self.matching), catalogue.there, catalogue.strata
+        known = sum(counts.values())
         pane = self.explorer.query_one("#list-pane")
         names = STRATA if pane.size.width > 48 else ("mem", "part", "non")
-        strata = " · ".join(f"{catalogue.strata[s]:,} {name}" for s, name in zip(STRATA, names, strict=True))
+        strata = " · ".join(f"{counts[s]:,} {name}" for s, name in zip(STRATA, names, strict=True))
         pane.border_title = f"1 Paragraphs {shown:,} of {total:,}" if shown != total else f"1 Paragraphs {total:,}"
-        pane.border_subtitle = strata if catalogue.known else ""
+        pane.border_subtitle = strata if known else ""
         text = f"sort {resume.sort} {'▴' if resume.reverse else '▾'}"
         if resume.filter:
             text += f"  /{visible(resume.filter)}"
@@ -212,8 +217,8 @@ class Listing:
             text += f"  {self.telling.says}"
         if self.error:
             text = f"EMs stopped: {self.error} r goes on"
-        elif self.explorer.study is not None and self.explorer.study.identity and catalogue.known < total:
-            text += f"  EM {catalogue.known:,}/{total:,}"
+        elif self.explorer.study is not None and self.explorer.study.identity and known < total:
+            text += f"  EM {known:,}/{total:,}"
         said = Content.styled(self.wrong, "$text-error") if self.wrong else Content(text)
         self.explorer.query_one("#list-head", OneLine).say(said)
         self.draw_strip()

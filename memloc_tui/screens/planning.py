@@ -42,7 +42,7 @@ class Planning:
         assert study is not None
         study.catalogue.marked ^= {study.current}
         self.explorer.list.repaint_paragraphs(range(study.current, study.current + 1))
-        self._keep_marks()
+        self.remember_marked()
         n = len(study.catalogue.marked)
         self.explorer.memloc.say(f"{n} marked to be changed together: x opens the form." if n else "None is marked.")
 
@@ -61,7 +61,7 @@ class Planning:
         elif new:
             marked |= new
             self.explorer.list.refresh()
-            self._keep_marks()
+            self.remember_marked()
             now = f", {len(new):,} of them now" if len(new) < len(marked) else ""
             memloc.say(f"{len(marked):,} marked to be changed together{now}: x opens the form, M unmarks them.")
         else:
@@ -73,10 +73,10 @@ class Planning:
         assert study is not None
         study.catalogue.marked.clear()
         self.explorer.list.refresh()
-        self._keep_marks()
+        self.remember_marked()
 
-    def _keep_marks(self) -> None:
-        """Other paragraphs are marked now: this is kept, and what shows them follows."""
+    def remember_marked(self) -> None:
+        """Others are marked now: so they are the next time, and the form is about them, or about none."""
         study, resume = self.explorer.study, self.explorer.memloc.resume
         assert study is not None
         ids = study.catalogue.paragraphs.ids

@@ -35,11 +35,15 @@ class Telling:
 
     def start(self, catalogue: Catalogue) -> None:
         """Begin, unless it runs or is done. It waits for the exact matches, which it learns from."""
-        if catalogue.known_of(slice(MOST)) < min(MOST, len(catalogue)):
+        if catalogue.known_of(slice(self._most(catalogue))) < self._most(catalogue):
             self.says = "waits for the EMs"
         elif not self.running and not self._stopped and not (catalogue.told >= 0).any():
             self.says = "asking …"
             self._worker = self.explorer.run_worker(self._run(catalogue), group="telling", exit_on_error=False)
+
+    @staticmethod
+    def _most(catalogue: Catalogue) -> int:
+        return min(MOST, len(catalogue.file))
 
     def stop(self) -> None:
         """Cancel; what was answered is in the cache, so the next start goes on from there."""
@@ -55,7 +59,7 @@ class Telling:
     async def _run(self, catalogue: Catalogue) -> None:
         from memloc_tui.detecting import CHUNK, requests, told
 
-        explorer, rows = self.explorer, list(range(min(MOST, len(catalogue))))
+        explorer, rows = self.explorer, list(range(self._most(catalogue)))
         session, painted = explorer.memloc.session, monotonic()
         assert session is not None
         answers: list[Any] = []

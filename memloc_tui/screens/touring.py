@@ -104,7 +104,7 @@ class Touring:
         if study is None or study.current < 0 or not study.identity:
             self._say("The model is opening …", "")
             return
-        if self.at == 0 and study.catalogue.known < len(study.catalogue):
+        if self.at == 0 and study.catalogue.known < study.catalogue.there:
             self._say("The model is asked to continue every paragraph …", "")
             return
         if self._start < 0:
@@ -149,7 +149,7 @@ class Touring:
     def recites(self) -> str:
         study = self.explorer.study
         assert study is not None
-        em = study.catalogue.em
+        em = study.catalogue.em[: len(study.catalogue.file)]
         whole, total = int((em == study.catalogue.length).sum()), len(em)
         said = (
             f"Above: {study.catalogue.paragraphs.prefix_length} tokens given to a model. Below: its greedy text "

@@ -287,7 +287,7 @@ class FindingsPanel(LocalPanel):
     def _draw_overview(self, scene: Scene, board: Board) -> None:
         catalogue = scene.catalogue
         length = len(scene.view.continuation)
-        head = Content.assemble(("Overview", "bold"), f" of {len(catalogue):,} paragraphs")
+        head = Content.assemble(("Overview", "bold"), f" of {len(catalogue.file):,} paragraphs")
         said = board.waits or board.error
         if board.running == "gradients":
             left = f", {clock(board.left)} left" if board.left is not None else ""

@@ -61,9 +61,10 @@ class ParagraphList(RowList):
         else:
             drawn = bar(em / catalogue.length, BAR_WIDTH)
         marker = "▸" if index == self.cursor else " "
+        id_ = f"{'+' if catalogue.is_own(row) else ''}{visible(catalogue.paragraphs.ids[row])}"
         changed = row in catalogue.perturbed
         return [
-            Segment(f"{marker}{visible(catalogue.paragraphs.ids[row])[:ID_WIDTH]:<{ID_WIDTH}}", self.look("faint")),
+            Segment(f"{marker}{id_[:ID_WIDTH]:<{ID_WIDTH}}", self.look("faint")),
             Segment("◆" if row in catalogue.marked else " ", self.look("perturb")),
             Segment(f"{em if em >= 0 else '··':>2} ", self.look(look)),
             Segment(drawn, self.look(look)),

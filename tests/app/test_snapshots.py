@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from fake import FakeSession
-from helpers import opened, until
+from helpers import app_of, opened, shown, until
+from textual import events
 from textual.pilot import Pilot
 
+from memloc_core.requests import EncodedText, EncodeText
 from memloc_tui.app import MemlocApp
 from memloc_tui.settings import Settings
 
@@ -35,6 +38,23 @@ def test_wide(snap_compare: Any) -> None:
 
 def test_wide_choosing(snap_compare: Any) -> None:
     assert snap_compare(app(), terminal_size=(120, 36), run_before=after("enter", "d", "o", "g"))
+
+
+def test_wide_a_text_of_ones_own(snap_compare: Any) -> None:
+    async def do(pilot: Pilot[Any]) -> None:
+        app = app_of(pilot)
+        await opened(pilot)
+        await pilot.press("+")
+        app.post_message(events.Paste("w0 w1 w2\r  the end\u202e\x1b[2J\t.").set_sender(app))
+        await until(pilot, lambda: "12 of 100 tokens" in shown(app, "#own-count"))
+
+    class Spelling(FakeSession):
+        def answer(self, request: Any) -> Any:
+            return EncodedText(np.arange(12)) if isinstance(request, EncodeText) else super().answer(request)
+
+    given: Any = Spelling()
+    made = MemlocApp(Settings(model="fake", paragraphs="fake"), given)
+    assert snap_compare(made, terminal_size=(120, 36), run_before=do)
 
 
 def test_narrow(snap_compare: Any) -> None:

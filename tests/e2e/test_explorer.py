@@ -151,6 +151,43 @@ def backgrounds(terminal: Terminal) -> set[str]:
     return {line[0].bg for line in terminal.screen.buffer.values()}
 
 
+def test_a_pasted_text_is_a_paragraph_in_this_sitting_and_the_next(explorer, demo, demo_paragraphs):
+    """A recited paragraph that goes on otherwise after 90 tokens, with its newlines and characters never shown raw."""
+    from memloc_core.demo import MODEL_FOLDER
+    from memloc_core.paragraphs import paragraph_id
+    from memloc_core.tokenizers import encode_text, read_vocabulary
+
+    beginning = read_vocabulary(MODEL_FOLDER).text(demo_paragraphs.row(current(explorer, demo_paragraphs))[:90])
+    assert "\n" in beginning
+    written = f"{beginning}\x9b31m\u202e\u200b zebra{' zebra' * 20}"
+    tokens = encode_text(MODEL_FOLDER, written).tokens
+    explorer.type("+")
+    explorer.until("A paragraph needs 100 tokens")
+    explorer.type(f"\x1b[200~{written.replace(chr(10), chr(13))}\x1b[201~")  # as terminals send it
+    text = explorer.until(f"{len(tokens)} tokens: the first 100 are studied.")
+    assert "⟨U+009B⟩31m⟨U+202E⟩⟨U+200B⟩" in text.replace("\n", "")
+    assert not re.search("\x9b|\u202e|\u200b".encode(), explorer.raw)
+    explorer.type("\x13")
+    with torch.no_grad():
+        said = demo.model(input_ids=torch.from_numpy(tokens[None, :100])).logits[0, 49:-1].argmax(-1)
+    em = [*(said == torch.from_numpy(tokens[50:100])).tolist(), False].index(False)
+    assert em >= 30
+    row = f"▸+{paragraph_id(tokens[:100])[:4]} {em} "
+
+    def there(text):
+        return "1 Paragraphs 701" in text and row in text and f"EM {em} of 50" in text
+
+    explorer.until(there)
+    explorer.type("q")
+    assert explorer.wait_exit() == 0
+    with Terminal(COMMAND) as again:
+        again.until(there, READY)
+        again.type("-")
+        again.until(lambda t: "1 Paragraphs 700" in t and "Taken away" in t)
+        again.type("q")
+        assert again.wait_exit() == 0
+
+
 def test_a_paragraph_of_escape_codes_reaches_the_terminal_as_visible_glyphs_only(tmp_path, demo_paragraphs):
     attack = "\x1b]52;c;cHduZWQ=\x07\x1b]0;pwned\x07\x1b[2J\x9b31m[bold]x[/bold]\u202e\x00\x7f"
     alphabet = json.loads((Path(__file__).parents[2] / "core/memloc_core/demo/model/tokenizer.json").read_text())

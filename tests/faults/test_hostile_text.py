@@ -29,7 +29,16 @@ from textual.pilot import Pilot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))  # as the explorer's own tests find their helpers
 
-from memloc_core.requests import OpenModel, OpenParagraphs, ParagraphSet, ReadVocabulary, Request, Vocabulary
+from memloc_core.requests import (
+    EncodedText,
+    EncodeText,
+    OpenModel,
+    OpenParagraphs,
+    ParagraphSet,
+    ReadVocabulary,
+    Request,
+    Vocabulary,
+)
 from memloc_tui import tables
 from memloc_tui.app import MemlocApp
 from memloc_tui.catalogue import Catalogue
@@ -231,6 +240,35 @@ async def test_every_pane_tab_and_dialog_shows_hostile_text_as_text(
             await type_(pilot, "2")
             looks += 1
     seen(f"{looks:,} paragraphs of {world.size:,} hostile tokens at {size[0]} x {size[1]}")
+
+
+async def test_a_text_of_ones_own_is_shown_as_text_and_asked_as_it_is(
+    world: World, settings: Settings, monkeypatch: pytest.MonkeyPatch, seen: Any
+) -> None:
+    asked: list[str] = []
+
+    def encoded(request: Any) -> EncodedText:
+        asked.append(request.text)
+        return EncodedText(np.array([ord(c) % world.size for c in request.text], np.int64))
+
+    monkeypatch.setattr(InsideClient, "answers", {**world.answers, EncodeText: encoded})
+    app, n = MemlocApp(settings), rounds(12, 2_000)
+    async with app.run_test(size=(90, 30), notifications=True) as pilot:
+        await opened(pilot)
+        for number, text in enumerate(strings(n, 5)):
+            await press(pilot, "plus")
+            for part in (text, "".join(f"{text} {i} " for i in range(50))):
+                app.post_message(events.Paste(part).set_sender(app))
+                await until(pilot, lambda: not app.typing)
+                await press(pilot, "enter", "up", "left", "end", "down")
+            await press(pilot, "home", "shift+end", "ctrl+x", "ctrl+z", *"[a", "ctrl+s")
+            await until(pilot, lambda: app.screen is app.explorer)
+            whole = (c for c in asked[-1] if not 0xD800 <= ord(c) <= 0xDFFF)
+            assert set(text) - set("\r") <= {*whole, "\n", *(chr(c) for c in range(0xD800, 0xE000))}
+            look(app)
+            if number % 3 == 0:
+                await press(pilot, "minus")
+    seen(f"{n:,} hostile texts typed into the explorer as paragraphs")
 
 
 async def test_every_export_and_report_holds_hostile_text_as_text(world: World, settings: Settings, seen: Any) -> None:

@@ -51,7 +51,8 @@ NAMED = [
     "\x1b[3~",
     "\x0c",
 ]
-CONTROLS = ["\x10", "\x12", "\x01", "\x05", "\x0b", "\x15", "\x17", "\x1b[1;5C", "\x1b[1;2B", "\x1bOP", "\x1b[24~"]
+CONTROLS = ["\x10", "\x12", "\x13", "\x01", "\x05", "\x0b", "\x15", "\x17", "\x1b[1;5C", "\x1b[1;2B"]
+CONTROLS += ["\x1bOP", "\x1b[24~"]
 PASTED = [
     f"\x1b[200~{text}\x1b[201~" for text in (ATTACK, "em>=50 genre:x", "[red]" * 50, "漢字 e\u0301 🏳️‍🌈", "x" * 3000)
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from memloc_core.requests.base import BACKGROUND, URGENT, Request, Result, Tokens
@@ -107,6 +108,11 @@ class EncodeText(Request):
     revision: str = ""
 
 
+def paragraph_id(tokens: Ints) -> str:
+    """Ten hex digits of the sha256 of the ids: stable across files, orders and machines."""
+    return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()[:10]
+
+
 @dataclass(frozen=True)
 class ParagraphSet(Result):
     """Paragraphs and what is known of them. Unknown: `repetitions` and `family` -1, `genre` and `split` "".
@@ -138,6 +144,26 @@ class ParagraphSet(Result):
     def texts(self) -> Ints:
         """The rows without the begin-of-text token, [n, t]."""
         return self.tokens[:, int(self.begin >= 0) :]
+
+    def with_rows(self, rows: Sequence[Tokens], genre: str) -> ParagraphSet:
+        """The set with more rows of its length at the end, of which nothing but this genre is known.
+
+        Fingerprint, counts and notices stay those of the set as it was read.
+        """
+        import numpy as np
+
+        if not rows:
+            return self
+        more, unknown = np.array(rows, self.tokens.dtype), np.full(len(rows), -1, np.int64)
+        return replace(
+            self,
+            ids=(*self.ids, *map(paragraph_id, more)),
+            tokens=np.concatenate([self.tokens, more]),
+            repetitions=np.append(self.repetitions, unknown),
+            family=np.append(self.family, unknown),
+            genre=(*self.genre, *[genre] * len(rows)),
+            split=(*self.split, *[""] * len(rows)),
+        )
 
     def prefix_counts(self, index: int) -> Tokens:
         """The corpus count of each prefix token of one paragraph, [p]; -1 for a begin-of-text token: it is no text."""
