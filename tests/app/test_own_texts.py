@@ -400,7 +400,7 @@ async def test_everything_works_with_it(app: MemlocApp, session: OwnSession) -> 
         runs = app.explorer.unlearning
         await until(pilot, lambda: not runs.running and runs.seen().runs and not runs.measuring.running)
         assert runs.seen().runs[0].ids == (app.explorer.study.id,)
-        assert runs.all[-1].request.targets == (tokens_of(words(3)),)
+        assert runs.seen().runs[0].request.targets == (tokens_of(words(3)),)
         await pilot.press("E")
         await until(pilot, lambda: app.explorer.study.score is not None and app.explorer.editing.names)
         await until(pilot, lambda: app.explorer.study.catalogue.em[60] == 3)
