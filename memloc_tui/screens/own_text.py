@@ -69,7 +69,6 @@ class OwnTextDialog(Dialog[tuple[int, ...]]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog -wide") as box:
             box.border_title = "A text of your own"
-            box.border_subtitle = "esc back"
             yield OwnField(max(MOST, PER_TOKEN * self.needed))
             yield Static(id="own-count", markup=False)
             yield Static(self._keys())
