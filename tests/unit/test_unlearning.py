@@ -317,6 +317,30 @@ def test_the_dense_mask_is_every_matrix_of_the_blocks_and_nothing_else():
     assert len(weights) == sum(p.numel() for b in lm.blocks for p in b.parameters() if p.ndim == 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("many", [1, None], ids=["one matrix", "all"])
+def test_every_entry_without_indices_is_every_entry_by_its_index(dtype, many):
+    lm = tiny("gpt2", dtype)
+    before, found = all_weights(lm), matrices(lm)[:many]
+    whole = MaskedWeights([Masked(m.name, m.parameter, m.module, slice(None)) for m in found])
+    numbered = MaskedWeights([Masked(m.name, m.parameter, m.module, torch.arange(m.parameter.numel())) for m in found])
+    assert torch.equal(whole.old, numbered.old)
+    values = torch.randn(len(whole), generator=torch.Generator().manual_seed(0))
+    with whole.written(values):
+        ours = all_weights(lm)
+    assert_untouched(lm, before)
+    with numbered.written(values):
+        assert all(torch.equal(weight, ours[name]) for name, weight in all_weights(lm).items())
+    assert whole.edit(lm, values).fingerprint == numbered.edit(lm, values).fingerprint
+    gradients = []
+    for weights in (whole, numbered):
+        with weights.leaves() as leaves, torch.enable_grad():
+            loss = lm.nll(torch.tensor(paragraphs(2)), P).mean()
+            gradients.append(torch.zeros_like(weights.old))
+            weights.gather(torch.autograd.grad(loss, leaves), gradients[-1])
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("family", KNOWN)
 def test_a_neuron_is_its_row_in_and_its_column_out(family):
     """Setting a detector's values to zero silences that neuron: as if its activation were zero."""
@@ -1113,6 +1137,17 @@ def test_choosing_and_a_step_hold_no_more_than_a_plain_pass_that_leaves_one_grad
     assert peak_bytes(lambda: adam.step(chosen[0].old, run.gradient(chosen[0], chosen[0].old, batch)[1])) < usual
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("mask", "protocol"), [("dense", "memloc"), ("dense", "paper"), ("gradient", "paper")])
+def test_a_run_on_every_weight_holds_what_its_estimate_says(mask, protocol, dtype):
+    shape = {"vocab_size": 61, "hidden_size": 256, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 64}
+    config = GPTNeoConfig(**shape, attention_types=[[["global"], 3]], bos_token_id=0, eos_token_id=0)
+    lm = held("wide", config, dtype)
+    request = asked(mask=mask, protocol=protocol, sparsity=0.001)
+    says = result(lm, EstimateRun(request)).bytes
+    assert 0.9 * says < peak_bytes(lambda: result(lm, request)) < 1.15 * says
+
+
 def test_an_estimate_says_k_and_about_how_long_a_step_takes():
     lm = tiny("gpt_neo")
     cost = result(lm, EstimateRun(asked(mask="ratio")))
@@ -1128,7 +1163,8 @@ def test_an_estimate_of_the_paper_s_protocol_counts_every_weight():
     cost, usual = (result(lm, EstimateRun(asked(protocol=protocol, **alone))) for protocol in ("paper", "memloc"))
     total = sum(m.parameter.numel() for m in matrices(lm))
     assert cost.weights == usual.weights == math.ceil(0.01 * total)
-    assert cost.bytes - usual.bytes == 28 * (total - cost.weights)
+    # Seven numbers of each weight, and either the gradient of its whole matrix or its index.
+    assert cost.bytes - usual.bytes == 32 * total - 36 * cost.weights
 
 
 def test_a_run_that_is_not_watched_takes_the_same_steps():

@@ -100,7 +100,7 @@ def run_estimate(lm: LanguageModel, request: EstimateRun) -> Generator[Progress,
     step, measuring = seconds[-1]
     row = step / len(batch)
     contrasts = mask not in ("gradient", "random", "dense")
-    held = 0 if work.peak.is_measured else work.held(len(weights))
+    held = 0 if work.peak.is_measured else work.held(weights)
     squares = 4 * sum(m.parameter.numel() for m in matrices(lm)) if contrasts and mask != "neurons" else 0
     scored = len(asked.targets) + (min(len(asked.kept), FISHER_ROWS) if contrasts else 0)
     return RunCost(
@@ -198,13 +198,13 @@ class _Run(Training):
     def train(self, chosen: MaskedWeights) -> Steps:
         request = self.request
         weights, inside = chosen, None
-        if self.paper:  # weight decay moves every weight, so all of them are values here; the gradient stays masked
+        if self.paper and request.mask != "dense":  # weight decay moves every weight; the gradient stays masked
             weights = yield from retold(masks.choose(self.lm, "dense", 0), lambda _: Progress(0, request.steps))
             inside = _positions(weights, chosen)
         steps = PAPER_STEPS if self.paper else request.steps
         rate = PAPER_RATE if self.paper else request.learning_rate
         adam = Adam(weights.old, rate, PAPER_DECAY if self.paper else 0.0)
-        self.peak.held = self.held(len(weights))
+        self.peak.held = self.held(weights)
         values = weights.old
         self.curves, self.weights = _Curves(), weights
         self.whole = [self.watch.before()]
@@ -371,7 +371,7 @@ def _positions(everything: MaskedWeights, chosen: MaskedWeights) -> Tensor:
     starts, found, at = {}, [], 0
     for part in everything.parts:
         starts[part.name] = at
-        at += len(part.indices)
+        at += len(part)
     for part in chosen.parts:
-        found.append(part.indices + starts[part.name])
+        found.append(part.numbered + starts[part.name])
     return torch.cat(found)

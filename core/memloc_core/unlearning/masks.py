@@ -97,7 +97,7 @@ def choose(
     """
     found = matrices(lm)
     if mask == "dense":
-        return _masked(found, [torch.arange(m.parameter.numel(), device=lm.device) for m in found])
+        return _masked(found, [slice(None)] * len(found))
     if mask == "random":
         total = sum(m.parameter.numel() for m in found)
         drawn = np.random.default_rng(seed).choice(total, k, replace=False)
@@ -228,5 +228,5 @@ def _by_matrix(found: Sequence[Named], ascending: Tensor) -> list[Tensor]:
     return [ascending[a:b] - start for a, b, start in zip(cuts[:-1], cuts[1:], starts[:-1], strict=True)]
 
 
-def _masked(found: Sequence[Named], indices: Sequence[Tensor]) -> MaskedWeights:
+def _masked(found: Sequence[Named], indices: Sequence[Tensor | slice]) -> MaskedWeights:
     return MaskedWeights([Masked(m.name, m.parameter, m.module, i) for m, i in zip(found, indices, strict=True)])

@@ -309,9 +309,9 @@ class Training:
         )
         return chosen
 
-    def held(self, k: int) -> int:
-        """Bytes that a run holds between steps: values, two of Adam's, the best, the old ones, and the indices."""
-        return k * (5 * 4 + 8) + self.before.nbytes + self.written.nbytes
+    def held(self, weights: MaskedWeights) -> int:
+        """Bytes that a run holds beside what its passes take."""
+        return weights.nbytes + self.before.nbytes + self.written.nbytes
 
     # ---------------------------------------------------------------------------------------------------- measuring
 

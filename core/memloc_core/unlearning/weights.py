@@ -25,17 +25,27 @@ _GATHERED_AT_ONCE = 1_000_000  # elements of a gathered product, 4 MB in fp32
 
 @dataclass(frozen=True)
 class Masked:
-    """The masked entries of one matrix: their flat row-major indices, ascending."""
+    """The masked entries of one matrix."""
 
     name: str  # of the parameter, as in the checkpoint
     parameter: nn.Parameter
     module: nn.Module
-    indices: Tensor  # int64 [k of this matrix]
+    indices: Tensor | slice  # int64 [k of this matrix], flat, row-major, ascending; slice(None) is every entry
+
+    def __len__(self) -> int:
+        return self.parameter.numel() if isinstance(self.indices, slice) else len(self.indices)
+
+    @property
+    def numbered(self) -> Tensor:
+        """The indices as numbers, which take twice the room of the weights themselves."""
+        if isinstance(self.indices, slice):
+            return torch.arange(len(self), device=self.parameter.device)
+        return self.indices
 
     @property
     def gathers(self) -> bool:
         """Whether the gradient is taken at the masked entries only, and no gradient of the whole matrix is made."""
-        return _is_linear(self.module) and len(self.indices) < DENSE_FROM * self.parameter.numel()
+        return _is_linear(self.module) and len(self) < DENSE_FROM * self.parameter.numel()
 
 
 class MaskedWeights:
@@ -46,17 +56,28 @@ class MaskedWeights:
     """
 
     def __init__(self, parts: Sequence[Masked]) -> None:
-        self.parts = [part for part in parts if len(part.indices)]
-        self.sizes = [len(part.indices) for part in self.parts]
+        self.parts = [part for part in parts if len(part)]
+        self.sizes = [len(part) for part in self.parts]
         originals = [part.parameter.data.view(-1)[part.indices] for part in self.parts]
         wide = torch.promote_types(self.parts[0].parameter.dtype, torch.float32)
         self.old = torch.cat([original.to(wide) for original in originals])
         kept = all(original.dtype == wide for original in originals)
-        self._originals = torch.split(self.old, self.sizes) if kept else originals
+        self._originals = torch.split(self.old, self.sizes) if kept else [original.clone() for original in originals]
         self.start = self.old
 
     def __len__(self) -> int:
         return len(self.old)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that training these holds at most.
+
+        Old values, those now and the best, Adam's two averages, the gradient and one more on the way to it or from it;
+        the indices, and the gradients of whole matrices that the gradient is taken from.
+        """
+        vectors = 7 * self.old.nbytes
+        indices = sum(part.indices.nbytes for part in self.parts if isinstance(part.indices, Tensor))
+        return vectors + indices + sum(part.parameter.nbytes for part in self.parts if not part.gathers)
 
     @contextlib.contextmanager
     def written(self, values: Tensor) -> Iterator[None]:
@@ -71,8 +92,10 @@ class MaskedWeights:
 
     def rounded(self, values: Tensor) -> Tensor:
         """What the model really holds when `values` are written."""
-        parts = zip(self.parts, torch.split(values, self.sizes), strict=True)
-        return torch.cat([new.to(part.parameter.dtype).to(values.dtype) for part, new in parts])
+        rounded = values.clone()
+        for part, new in zip(self.parts, torch.split(rounded, self.sizes), strict=True):
+            new.copy_(new.to(part.parameter.dtype))
+        return rounded
 
     @contextlib.contextmanager
     def leaves(self) -> Iterator[list[Tensor]]:
@@ -88,7 +111,7 @@ class MaskedWeights:
                     stack.callback(part.parameter.requires_grad_, False)
                     leaves.append(part.parameter)
                     continue
-                leaf = torch.zeros(len(part.indices), device=part.indices.device, requires_grad=True)
+                leaf = torch.zeros(len(part), device=part.parameter.device, requires_grad=True)
                 handle = part.module.register_forward_hook(_tap(part, leaf))
                 stack.callback(handle.remove)
                 leaves.append(leaf)
@@ -97,19 +120,24 @@ class MaskedWeights:
     def gather(self, gradients: Sequence[Tensor], into: Tensor) -> None:
         """Add the gradients by the `leaves` to the vector `into` [k]."""
         pairs = zip(self.parts, gradients, strict=True)
-        # Whole and then once: a batch that runs out of memory here is taken again, and must have added nothing.
-        into.add_(torch.cat([g if part.gathers else g.reshape(-1)[part.indices] for part, g in pairs]))
+        # All before the first is added: a batch that runs out of memory here is taken again, and must have added none.
+        found = [(g if part.gathers else g.reshape(-1)[part.indices]).to(into.dtype) for part, g in pairs]
+        for part, gradient in zip(torch.split(into, self.sizes), found, strict=True):
+            part.add_(gradient)
 
     def edit(self, lm: LanguageModel, values: Tensor) -> SparseEdit:
         """The edit that makes the model hold `values`, on top of the edits that are in it now."""
         starts = torch.tensor([0, *self.sizes]).cumsum(0)
+        indices = torch.empty(len(self), dtype=torch.int64)
+        for part, into in zip(self.parts, torch.split(indices, self.sizes), strict=True):
+            into.copy_(part.numbered)
         return SparseEdit(
             model=lm.info.name,
             base=lm.info.fingerprint,
             on_top_of=lm.edits,
             parameters=tuple(part.name for part in self.parts),
             starts=starts.numpy(),
-            indices=torch.cat([part.indices for part in self.parts]).cpu().numpy(),
+            indices=indices.numpy(),
             old=self.old.float().cpu().numpy(),
             new=self.rounded(values).float().cpu().numpy(),
         )
@@ -176,7 +204,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _tap(part: Masked, leaf: Tensor) -> Any:
     """A forward hook through which `leaf` gets the gradient of the masked entries."""
     columns = part.parameter.shape[1]
-    first, second = part.indices // columns, part.indices % columns
+    first, second = part.numbered // columns, part.numbered % columns
     # Conv1D keeps [in, out], a Linear [out, in].
     into, out = (first, second) if type(part.module).__name__ == "Conv1D" else (second, first)
 
