@@ -181,6 +181,32 @@ def test_masks_are_the_top_k_of_all_scores_in_one_vector(family, mask, at_once, 
     torch.testing.assert_close(score[ours].sort().values, score.topk(k).values.sort().values, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("mask", ["gradient", "ratio"])
+def test_a_mask_whose_pass_runs_out_of_memory_half_way_back_is_that_of_fewer_rows_at_once(mask, monkeypatch):
+    lm = tiny("gpt_neo")
+    before, request = all_weights(lm), asked(targets=paragraphs(5), mask=mask)
+
+    def full(module, going_in, coming_out):
+        if len(coming_out[0]) > 2:
+            raise torch.OutOfMemoryError("simulated")
+
+    def chosen():
+        run = Training(lm, request)
+        run.keep_what_was()
+        return chosen_indices(lm, finish(run.choose(200)))
+
+    handle = lm.blocks[1].register_full_backward_hook(full)  # by then the gradients of the last block are there
+    try:
+        ours = chosen()
+    finally:
+        handle.remove()
+    assert lm.notices.pop() == "Out of memory with 5 rows at once; went on with 2."
+    monkeypatch.setattr(lm, "rows_at_once", lambda length, backward=False: 2)
+    assert ours == chosen()
+    assert not lm.notices
+    assert_untouched(lm, before)
+
+
 def test_top_k_over_pieces_is_top_k_over_the_whole():
     draw = torch.Generator().manual_seed(0)
     scores = torch.randn(1000, generator=draw)

@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,13 +88,16 @@ def choose(
     *,
     place: str = "",
     seed: int = 0,
-    changed: Sequence[Backward] = (),
+    changed: Callable[[int, int], None] = lambda start, stop: None,
+    rows: int = 0,
+    length: int = 0,
     kept: Sequence[Backward] = (),
 ) -> Generator[int, None, MaskedWeights]:
-    """Exactly k weights, and yields after each backward pass how many are done.
+    """Exactly k weights, and yields after each of the passes `kept` how many are done.
 
-    The gradients of `changed`, one pass for each batch, add up; of `kept`, one for each row, their squares do. Holds at
-    most one number for each weight: a gradient is scored, and freed, as soon as backward has made it.
+    The gradients of changed(start, stop), a pass over some of `rows` rows of `length` tokens, add up; of `kept`, one
+    for each row, their squares do. Holds at most one number for each weight, and another one where the rows do not fit
+    into one batch: a gradient is scored, and freed, as soon as backward has made it.
     """
     found = matrices(lm)
     if mask == "dense":
@@ -113,36 +117,39 @@ def choose(
         for done, backward in enumerate(kept):
             _backward(found, backward, add)
             yield done + 1
-    best = TopK(k, lm.device)
     starts = np.cumsum([0, *(m.parameter.numel() for m in found)])
-    # The root of the mean square over all weights: what a weight has to stand above at least.
-    floor = 0.0
-    if squares is not None:
-        mean = sum(float(s.sum(dtype=widest(lm.device))) for s in squares) / len(kept) / int(starts[-1])
-        floor = math.sqrt(mean)
+    if squares is not None:  # from here on their root, which the scores are held against
+        # The root of the mean square over all weights: what a weight has to stand above at least.
+        floor = math.sqrt(float(sum(s.sum(dtype=widest(lm.device)) for s in squares)) / len(kept) / int(starts[-1]))
+        for s in squares:
+            s.div_(len(kept)).sqrt_().add_(0.0 if mask == "difference" else floor)
+    best = TopK(k, lm.device)
 
     def score(i: int, gradient: Tensor) -> None:
         scores = gradient.abs().float()
         if squares is not None:
-            root = squares[i].div_(len(kept)).sqrt_()
-            scores = scores.sub_(root) if mask == "difference" else scores.div_(root.add_(floor)).nan_to_num_(nan=0.0)
+            scores = scores.sub_(squares[i]) if mask == "difference" else scores.div_(squares[i]).nan_to_num_(nan=0.0)
         if inside is not None:
             scores.masked_fill_(~inside[i], -torch.inf)
         best.offer(scores.view(-1), int(starts[i]))
 
-    sums: dict[int, Tensor] = {}  # only where the rows to change do not fit into one batch
-    for done, backward in enumerate(changed):
-        last = done == len(changed) - 1
+    def attempt(_: int, at_once: int) -> None:
+        nonlocal best
+        best = TopK(k, lm.device)
+        sums: dict[int, Tensor] = {}
+        for start in range(0, rows, at_once):
 
-        def take(i: int, gradient: Tensor, last: bool = last) -> None:
-            whole = sums.pop(i) + gradient if i in sums else gradient.clone() if not last else gradient
-            if last:
-                score(i, whole)
-            else:
-                sums[i] = whole
+            def take(i: int, gradient: Tensor, last: bool = start + at_once >= rows) -> None:
+                whole = sums.pop(i) + gradient if i in sums else gradient
+                if last:
+                    score(i, whole)
+                else:
+                    sums[i] = whole
 
-        _backward(found, backward, take)
-        yield len(kept) + done + 1
+            _backward(found, partial(changed, start, min(start + at_once, rows)), take)
+
+    # A pass that runs out of memory may have added half of its gradients: all rows are taken again, fewer at once.
+    next(lm.in_batches(attempt, rows, length, backward=True))
     return _masked(found, _by_matrix(found, best.indices().sort().values))
 
 
@@ -208,10 +215,10 @@ def _backward(found: Sequence[Named], backward: Backward, take: Callable[[int, T
         for i, m in enumerate(found):
 
             def hook(parameter: Tensor, i: int = i) -> None:
-                assert parameter.grad is not None
+                gradient, parameter.grad = parameter.grad, None
+                assert gradient is not None
                 with torch.no_grad():
-                    take(i, parameter.grad)
-                parameter.grad = None
+                    take(i, gradient)
 
             m.parameter.requires_grad_(True)
             stack.callback(m.parameter.requires_grad_, False)

@@ -292,11 +292,6 @@ class Training:
 
             hidden.backward(head_gradient(lm, hidden, nll)[1])  # type: ignore[no-untyped-call]
 
-        at_once = lm.rows_at_once(changed.rows.ids.shape[1], backward=True)
-        passes = [
-            partial(backward, start, min(start + at_once, len(changed.rows)))
-            for start in range(0, len(changed.rows), at_once)
-        ]
         some = torch.randperm(len(self.kept), generator=self.draw)[:FISHER_ROWS].tolist()
         chosen = yield from masks.choose(
             lm,
@@ -304,7 +299,9 @@ class Training:
             k,
             place=request.place,
             seed=request.seed,
-            changed=passes,
+            changed=backward,
+            rows=len(changed.rows),
+            length=changed.rows.ids.shape[1],
             kept=[partial(backward_kept, row) for row in some],
         )
         return chosen
