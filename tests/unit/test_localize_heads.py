@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoConfig
 
 from memloc_core import statistics
 from memloc_core.analyses import rarity
+from memloc_core.analyses.attention import attention_rows
 from memloc_core.engine import Engine
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
@@ -24,8 +26,9 @@ from memloc_core.requests import (
     Rarity,
     Sweep,
 )
+from tests.benchmarks.common import peak_bytes
 from tests.conftest import result
-from tests.unit.families import KNOWN, VOCABULARY, paragraphs, tiny
+from tests.unit.families import KNOWN, VOCABULARY, held, paragraphs, tiny
 
 P = 12  # prefix tokens of the 20
 
@@ -47,6 +50,20 @@ def test_attention_is_what_transformers_gives_and_sums_to_one(family):
         np.testing.assert_allclose(ours.entropy, -(ours.weights * logs).sum(-1), atol=1e-5)
     pattern = result(lm, AttentionPattern(row, 1, 2)).weights
     np.testing.assert_allclose(pattern, theirs[1, 2], rtol=1e-4, atol=1e-6)
+
+
+def test_of_each_layers_attention_only_the_row_that_is_asked_for_is_kept():
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 24,
+        "num_layers": 12,
+        "num_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    lm = held("deep", GPTNeoConfig(**shape, attention_types=[[["global"], 12]], bos_token_id=0, eos_token_id=0))
+    rows = torch.tensor(paragraphs(16, 60))
+    one_layer = 4 * len(rows) * lm.info.heads * 60 * 60
+    assert peak_bytes(lambda: attention_rows(lm, rows, 59)) < 6 * one_layer
 
 
 # -- rarity -----------------------------------------------------------------------------------------------------------

@@ -31,14 +31,14 @@ def run(lm: LanguageModel, request: ActivationGradients) -> Generator[Progress, 
             nll = lm.nll(rows, request.prefix_length).mean()
             gradients = torch.autograd.grad(nll, seen)
         lm.refuse_no_numbers(nll.detach())
-        scores = torch.empty(4, lm.info.layers, architecture.heads, rows.shape[1] - 1)
+        scores = torch.empty(4, lm.info.layers, architecture.heads, rows.shape[1] - 1, device=lm.device)
         for layer in layers:
             *qkv, z = (gradient[0] for gradient in gradients[layer * (modules + 1) :][: modules + 1])
             for module, gradient in enumerate(qkv):
                 for kind, part in architecture.divide_qkv(gradient.mT, module).items():  # [heads, head_dim, t]
                     largest = part.abs().amax(1)
                     shared_by = architecture.heads // len(largest)
-                    scores[KINDS.index(kind), layer] = largest.repeat_interleave(shared_by, 0).cpu()
-            scores[3, layer] = architecture.by_head(z).abs().amax(-1).mT.cpu()
+                    scores[KINDS.index(kind), layer] = largest.repeat_interleave(shared_by, 0)
+            scores[3, layer] = architecture.by_head(z).abs().amax(-1).mT
     yield Progress(1, 1, "passes")
-    return HeadGradients(scores.numpy(), architecture.kv_heads, float(nll.detach()), peak.bytes)
+    return HeadGradients(scores.cpu().numpy(), architecture.kv_heads, float(nll.detach()), peak.bytes)

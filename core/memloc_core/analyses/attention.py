@@ -62,12 +62,12 @@ def attention_rows(lm: LanguageModel, rows: Tensor, query: int) -> Tensor:
     architecture = lm.architecture("Attention")
     seen: list[Tensor] = []
     hooks: list[tuple[Site, int, Hook]] = [
-        ("pattern", layer, lambda pattern: seen.append(pattern[:, :, -1].float().cpu()))
+        ("pattern", layer, lambda pattern: seen.append(pattern[:, :, -1].to(torch.float32, copy=True)))
         for layer in range(lm.info.layers)
     ]
     with torch.inference_mode(), architecture.hooked(*hooks):
         lm.hidden(rows[:, : query + 1])
-    return torch.stack(seen, 1)
+    return torch.stack(seen, 1).cpu()
 
 
 def entropy(weights: Tensor) -> Tensor:

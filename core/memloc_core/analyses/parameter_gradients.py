@@ -102,7 +102,7 @@ def run_contrast(lm: LanguageModel, request: ContrastGradients) -> Generator[Pro
         before += len(rows)
     for mean in means:
         torch._foreach_abs_(mean)
-    total = sum(float(kept.sum(dtype=widest(lm.device))) for kept in means[1])
+    total = float(sum(kept.sum(dtype=widest(lm.device)) for kept in means[1]))
     floor = total / sum(kept.numel() for kept in means[1])
     scores = torch.full((4, len(weights.layers), len(weights.components)), -torch.inf, device=lm.device)
     pairs = iter(zip(*means, strict=True))

@@ -40,7 +40,7 @@ _HOOK_SITES: dict[PatchSite, Site] = {"residual": "residual", "heads": "z", "mlp
 class _Twins:
     """The two rows, and what both runs gave."""
 
-    rows: Tensor  # [2, length]
+    rows: Tensor  # [2, length], on the model's device as all that follows
     first: int
     prefix_length: int
     activations: dict[PatchSite, list[Tensor]]  # per layer [2, t, w], for heads [2, t, h * head_dim]
@@ -79,7 +79,7 @@ def run_attribution(lm: LanguageModel, request: AttributionPatching) -> Generato
         twins.metrics[:, 1] = logit.detach()
         flat = [x for site in PATCH_SITES for x in activations[site]]
         gradients = [torch.autograd.grad(m, flat, retain_graph=True) for m in (token_nll.mean(-1).sum(), logit.sum())]
-        values = _empty(lm, twins)
+        values = _empty(lm, twins, lm.device)
         for metric in (0, 1):
             for i, (x, gradient) in enumerate(zip(flat, gradients[metric], strict=True)):
                 site, layer = PATCH_SITES[i // lm.info.layers], i % lm.info.layers
@@ -87,9 +87,10 @@ def run_attribution(lm: LanguageModel, request: AttributionPatching) -> Generato
                 gain = (wide.flip(0) - wide) * gradient[:, first:]
                 by_place = architecture.by_head(gain).sum((1, 3)) if site == "heads" else gain.sum(-1)
                 # Direction d runs in the other row.
-                values[site][:, metric, layer] = (twins.metrics[:, metric, None] + by_place).flip(0).cpu()
+                values[site][:, metric, layer] = (twins.metrics[:, metric, None] + by_place).flip(0)
     yield Progress(1, 1, "passes")
     cells = sum(2 * x[0, 0].numel() for x in values.values())
+    values = {site: x.cpu() for site, x in values.items()}
     return _result(twins, values, exact=False, cells=cells, forwards=1, peak_bytes=peak.bytes)
 
 
@@ -123,16 +124,16 @@ def run(lm: LanguageModel, request: ActivationPatching) -> Generator[Progress, N
         part = batch[start:stop]
         with torch.inference_mode():
             scored = _patched(lm, architecture, twins, part, cache, cached)
-        for cell, metrics in zip(part, scored.cpu(), strict=True):
+        for cell, of_cell in zip(part, scored.cpu(), strict=True):
             place = cell.place if cell.site == "heads" else cell.place - first
-            values[cell.site][cell.direction, :, cell.layer, place] = metrics
+            values[cell.site][cell.direction, :, cell.layer, place] = of_cell
         forwards += 1
 
-    needed = []
+    needed, same, metrics = [], _same(twins, architecture), twins.metrics.cpu()
     for cell in cells:
-        if _same(twins, architecture, cell):  # as below the first layer that the perturbation reaches
+        if same[cell.site][cell.layer, cell.place]:  # as below the first layer that the perturbation reaches
             place = cell.place if cell.site == "heads" else cell.place - first
-            values[cell.site][cell.direction, :, cell.layer, place] = twins.metrics[1 - cell.direction].cpu()
+            values[cell.site][cell.direction, :, cell.layer, place] = metrics[1 - cell.direction]
             done += 1
         else:
             needed.append(cell)
@@ -165,7 +166,7 @@ def _rows(lm: LanguageModel, request: ActivationPatching | AttributionPatching) 
         perturbed[position] = token
     if torch.equal(clean, perturbed):
         raise UsageError("Patching needs a perturbed twin: replace at least one token of the prefix by another.")
-    return torch.stack([clean, perturbed]), int((clean != perturbed).nonzero()[0])
+    return torch.stack([clean, perturbed]).to(lm.device), int((clean != perturbed).nonzero()[0])
 
 
 def _keeping(lm: LanguageModel, activations: dict[PatchSite, list[Tensor]]) -> list[tuple[Site, int, Hook]]:
@@ -217,11 +218,15 @@ def _cells(lm: LanguageModel, request: ActivationPatching, first: int, end: int)
     return iter(sorted(cells, key=lambda cell: (cell.group, cell.layer)))
 
 
-def _same(twins: _Twins, architecture: Architecture, cell: _Cell) -> bool:
-    """Whether the activation is the same in both runs, so that the patch changes nothing."""
-    x = twins.activations[cell.site][cell.layer]
-    x = architecture.by_head(x)[:, :, cell.place] if cell.site == "heads" else x[:, cell.place]
-    return torch.equal(x[0], x[1])
+def _same(twins: _Twins, architecture: Architecture) -> dict[PatchSite, Any]:
+    """Where an activation is the same in both runs, so that a patch changes nothing: bool [layers, t or h]."""
+
+    def by_place(site: PatchSite, x: Tensor) -> Tensor:
+        same = x[0] == x[1]
+        return architecture.by_head(same).all(-1).all(0) if site == "heads" else same.all(-1)
+
+    kept = twins.activations.items()
+    return {site: torch.stack([by_place(site, x) for x in by_layer]).cpu().numpy() for site, by_layer in kept}
 
 
 def _batches(cells: list[_Cell], fill: int) -> Iterator[list[_Cell]]:
@@ -241,23 +246,26 @@ def _patched(
 ) -> Tensor:
     """NLL and logit [n, 2] of n runs with one patch each, computed from position `cached` and the lowest layer on."""
     layer = min(cell.layer for cell in cells)
-    base = torch.tensor([1 - cell.direction for cell in cells])
     by_hook: dict[tuple[PatchSite, int], list[int]] = {}
     for row, cell in enumerate(cells):
         by_hook.setdefault((cell.site, cell.layer), []).append(row)
 
-    def patch(site: PatchSite, layer: int, rows: list[int]) -> Hook:
-        source = twins.activations[site][layer]
+    # In one copy: a GPU waits for each.
+    order = [row for rows in by_hook.values() for row in rows]
+    numbers = [[cell.place for cell in cells], [cell.direction for cell in cells], order]
+    place, direction, rows_by_hook = torch.tensor(numbers).to(lm.device)
+    base = 1 - direction
+
+    def patch(site: PatchSite, layer: int, row: Tensor) -> Hook:
+        source, at, of = twins.activations[site][layer], place[row], direction[row]
 
         def hook(x: Tensor) -> Tensor:
             x = x.clone()
-            row, place = torch.tensor(rows), torch.tensor([cells[row].place for row in rows])
-            direction = torch.tensor([cells[row].direction for row in rows])
             if site == "heads":
                 z, start = architecture.by_head(x), max(twins.first, cached)
-                z[row, start - cached :, place] = architecture.by_head(source)[direction, start:, place]
+                z[row, start - cached :, at] = architecture.by_head(source)[of, start:, at]
             else:
-                x[row, place - cached] = source[direction, place]
+                x[row, at - cached] = source[of, at]
             return x
 
         return hook
@@ -265,9 +273,10 @@ def _patched(
     twin = None
     if cached:
         twin = copy.deepcopy(cache)
-        twin.batch_select_indices(base.to(lm.device))
+        twin.batch_select_indices(base)
+    pieces = rows_by_hook.split([len(rows) for rows in by_hook.values()])
     hooks: list[tuple[Site, int, Hook]] = [
-        (_HOOK_SITES[s], at, patch(s, at, rows)) for (s, at), rows in by_hook.items()
+        (_HOOK_SITES[site], at, patch(site, at, row)) for (site, at), row in zip(by_hook, pieces, strict=True)
     ]
     with architecture.resumed(layer, twins.activations["residual"][layer][base, cached:]), architecture.hooked(*hooks):
         hidden = lm.hidden(twins.rows[base, cached:-1], twin)
@@ -281,10 +290,10 @@ def _patched(
     return torch.stack([nll.mean(-1), logit], -1)
 
 
-def _empty(lm: LanguageModel, twins: _Twins) -> dict[PatchSite, Tensor]:
+def _empty(lm: LanguageModel, twins: _Twins, device: torch.device | None = None) -> dict[PatchSite, Tensor]:
     places = twins.rows.shape[1] - 1 - twins.first
     sizes: dict[PatchSite, int] = {"residual": places, "heads": lm.info.heads, "mlp": places}
-    return {site: torch.full((2, 2, lm.info.layers, size), torch.nan) for site, size in sizes.items()}
+    return {site: torch.full((2, 2, lm.info.layers, size), torch.nan, device=device) for site, size in sizes.items()}
 
 
 def _result(
@@ -292,7 +301,7 @@ def _result(
 ) -> PatchScores:
     clean, perturbed = twins.metrics.float().cpu().numpy()
     return PatchScores(
-        reference=twins.rows[0, twins.prefix_length :].numpy(),
+        reference=twins.rows[0, twins.prefix_length :].cpu().numpy(),
         first=twins.first,
         changed=twins.changed,
         changes=twins.changes,
