@@ -12,6 +12,7 @@ from memloc_core.errors import UsageError
 
 # What allocators and libraries say that have no error of their own for it.
 _RAN_OUT = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_ON_A_GPU = 16_000_000  # numbers in a piece of work, 64 MB in fp32
 
 
 def device_of(wanted: str) -> torch.device:
@@ -44,6 +45,14 @@ def compute_exactly() -> None:
 def widest(device: torch.device) -> torch.dtype:
     """What long sums are made in there."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def numbers_at_once(device: torch.device, cached: int) -> int:
+    """How long a tensor that is worked off in pieces may be there: `cached`, as much as a processor's caches hold.
+
+    A GPU needs longer ones, or it waits for the next piece to be asked for.
+    """
+    return _ON_A_GPU if device.type == "cuda" else cached
 
 
 def free_bytes(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError
 from memloc_core.loading import load
 from memloc_core.requests import ExactMatch, OpenModel
+from memloc_core.unlearning import watching
 
 CUDA = torch.device("cuda", 0)
 
@@ -47,6 +48,12 @@ def test_the_processor_s_own_allocator_is_among_them():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert devices.ran_out(raised.value)
+
+
+def test_a_gpu_gets_longer_pieces_of_work_than_a_processor_s_caches_hold():
+    for wanted in (1_000_000, 4_000_000):
+        assert devices.numbers_at_once(torch.device("cpu"), wanted) == wanted < devices.numbers_at_once(CUDA, wanted)
+    assert watching.greedy_rows(torch.device("cpu")) < watching.greedy_rows(CUDA)
 
 
 def test_other_errors_are_no_lack_of_memory():

@@ -23,7 +23,7 @@ from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import MeasureRemains, Progress, Remains
-from memloc_core.unlearning.watching import GREEDY_ROWS, longest_run, repetition, split_beginning
+from memloc_core.unlearning.watching import greedy_rows, longest_run, repetition, split_beginning
 from memloc_core.unlearning.weights import Adam
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ def _greedy(
         with torch.inference_mode():
             parts.append(lm.greedy(some[start:stop], length)[0].numpy())
 
-    for start in range(0, len(prompts), GREEDY_ROWS):
-        some = prompts[start : start + GREEDY_ROWS]
+    for some in torch.split(prompts, greedy_rows(lm.device)):
         for _ in lm.in_batches(partial(decode, some), len(some), prompts.shape[1] + length, peak=peak):
             pass
         yield progress

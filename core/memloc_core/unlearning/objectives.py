@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memloc_core.devices import numbers_at_once
 from memloc_core.language_model import LanguageModel
 
 # How much a token that shall be wrong (or right) has to lose (or win) by, in logits.
 MARGIN = 0.5
 _START = 0.2  # weight of the wrong token among the first few that "forget" wants, against that in each window
-_LOGITS_AT_ONCE = 1_000_000  # elements; the loss holds about five such tensors at a time
+_LOGITS_AT_ONCE = 1_000_000  # on a processor; the loss holds about five such tensors at a time
 
 Push = Literal["weakest", "windows", "forget", "all", "nll", "teach"]
 
@@ -117,7 +118,7 @@ def head_gradient(
 
     `loss(start, stop, logits)` gives the losses of rows start .. stop, each with its weight in it.
     """
-    step = max(1, _LOGITS_AT_ONCE // (hidden.shape[1] * lm.info.vocabulary))
+    step = max(1, numbers_at_once(lm.device, _LOGITS_AT_ONCE) // (hidden.shape[1] * lm.info.vocabulary))
     total = torch.zeros((), device=hidden.device)
     gradients: list[Tensor] = []
     for start in range(0, len(hidden), step):

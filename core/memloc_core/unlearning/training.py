@@ -21,10 +21,10 @@ from memloc_core.unlearning import masks
 from memloc_core.unlearning.neurons import detectors
 from memloc_core.unlearning.objectives import Push, Rows, head_gradient, joined, kl, push_loss
 from memloc_core.unlearning.watching import (
-    GREEDY_ROWS,
     RUN,
     SAMPLE,
     Watch,
+    greedy_rows,
     longest_run,
     mean_kl,
     repetition,
@@ -324,13 +324,14 @@ class Training:
             broken = em <= c // 10
             forgotten = broken & (longest <= self.run) & (nll >= self.wanted_nll.to(nll.device))
             for variant in self.variants:
-                if forgotten.any():
-                    where = forgotten.nonzero()[:, 0]
-                    predicted = self._scores(variant[where.cpu()])[0]
-                    gone = longest_run(predicted == true[where]) <= self.run
-                    forgotten[where] = gone
-                    if not gone.all():
-                        self.still_recited = variant
+                if not forgotten.any():
+                    break
+                where = forgotten.nonzero()[:, 0]
+                predicted = self._scores(variant[where.cpu()])[0]
+                gone = longest_run(predicted == true[where]) <= self.run
+                forgotten[where] = gone
+                if not gone.all():
+                    self.still_recited = variant
             taught_em, taught_nll, taught = em[:0], nll[:0], torch.zeros(n, dtype=torch.bool)
             if self.taught is not None:
                 predicted, losses = self._scores(self.taught)
@@ -349,9 +350,9 @@ class Training:
         if not bool(found.forgotten.all()):
             return found
         written = []
-        for start in range(0, len(self.targets), GREEDY_ROWS):
+        for targets in torch.split(self.targets, greedy_rows(self.lm.device)):
             with weights.written(values):
-                written.append(self._written(self.targets[start : start + GREEDY_ROWS, : self.p]))
+                written.append(self._written(targets[:, : self.p]))
             yield len(written)
         repeated = torch.from_numpy(repetition(torch.cat(written).numpy()))
         if float(repeated.mean()) > self.fresh_repetition:

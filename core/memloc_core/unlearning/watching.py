@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memloc_core.devices import PeakMemory
+from memloc_core.devices import PeakMemory, numbers_at_once
 from memloc_core.language_model import LanguageModel, TokenScores
 from memloc_core.requests import GROUPS, NON_MEMORIZED_UP_TO, Group, MeasureRemains, Tokens
 from memloc_core.unlearning.objectives import Rows, kl
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 
 RUN = 8  # the longest run of recited tokens that counts as forgotten
 GRAM = 4  # tokens; repetition is counted over runs of this length
-GREEDY_ROWS = 8  # decoded between two yields: a click must not wait for fifty passes over a full batch
 SAMPLE = 4  # rows of each group that are looked at after each step
 DECODED = 16  # rows of a group whose own continuation is written, which takes a pass for every token; also the sample's
+
+
+def greedy_rows(device: torch.device) -> int:
+    """Rows decoded between two yields: a click must not wait for fifty passes over a full batch.
+
+    A pass over a few rows takes a GPU as long as one over many.
+    """
+    return 64 if device.type == "cuda" else 8
 
 
 def longest_run(right: Tensor) -> Tensor:
@@ -196,7 +203,7 @@ def mean_kl(lm: LanguageModel, rows: Rows, before: Tensor) -> float:
     total = 0.0
     with torch.inference_mode():
         hidden = rows.hidden(lm)
-        step = max(1, 4_000_000 // (hidden.shape[1] * lm.info.vocabulary))
+        step = max(1, numbers_at_once(lm.device, 4_000_000) // (hidden.shape[1] * lm.info.vocabulary))
         for i in range(0, len(rows), step):
             total += float(kl(lm.logits(hidden[i : i + step]), lm.logits(before[i : i + step])).sum())
     return total / max(1, len(rows))

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from memloc_core.architectures import Matrix, is_matrix
+from memloc_core.devices import numbers_at_once
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import SparseEdit
 
 # Above this share of a matrix its whole gradient costs less than gathering the masked entries one by one
 # (tests/benchmarks/bench_unlearn.py).
 DENSE_FROM = 0.04
-_GATHERED_AT_ONCE = 1_000_000  # elements of a gathered product, 4 MB in fp32
+_GATHERED_AT_ONCE = 1_000_000  # of a gathered product on a processor, 4 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class _Tap(torch.autograd.Function):
         # Tokens last, so that an entry reads two runs of T numbers.
         x = x.flatten(0, -2).mT.contiguous()
         d = upstream[0].flatten(0, -2).mT.contiguous()
-        step = max(1, _GATHERED_AT_ONCE // d.shape[1])
+        step = max(1, numbers_at_once(d.device, _GATHERED_AT_ONCE) // d.shape[1])
         pieces = [
             (d[out[i : i + step]].float() * x[into[i : i + step]].float()).sum(-1) for i in range(0, len(out), step)
         ]
