@@ -132,6 +132,12 @@ def is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 or (parameter.ndim == 3 and min(parameter.shape[1:]) > 1)
 
 
+def keeps_inputs_first(module: nn.Module) -> bool:
+    """Whether its weights are [in, out]: GPT-2's Conv1D, and a few families' stacks of experts. All others' are
+    [out, in]."""
+    return type(module).__name__ in ("Conv1D", "Llama4TextExperts") or bool(getattr(module, "is_transposed", False))
+
+
 @dataclass(frozen=True)
 class Matrix:
     """One weight matrix of a block.
@@ -172,8 +178,7 @@ class Architecture:
 
         def matrix(path: str, divide: Callable[[Tensor], dict[str, Tensor]]) -> Matrix:
             module = block.get_submodule(path)
-            # GPT-2's Conv1D keeps [in, out], everything else [out, in].
-            turned = type(module).__name__ == "Conv1D"
+            turned = keeps_inputs_first(module)
             return Matrix(module.weight, lambda x: divide(x.mT if turned else x))  # type: ignore[arg-type]
 
         return [

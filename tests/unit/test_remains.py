@@ -16,6 +16,7 @@ from memloc_core.loading import load, weight_fingerprint
 from memloc_core.requests import ExactMatch, MeasureRemains, OpenModel
 from memloc_core.unlearning.watching import longest_run
 from tests.conftest import result
+from tests.unit.families import held
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,38 @@ def test_a_conv1d_is_rounded_by_output_and_half_precision_comes_back_whole(tmp_p
     assert told.relearned_em.shape == (21, 1)
     assert told.variants == ("prefix", "shifted by 2")
     assert weight_fingerprint(lm.model) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("mixtral", {"num_local_experts": 3}),
+        ("qwen3_moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 40}),
+        ("gpt_oss", {"num_local_experts": 3, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default"}}),
+        ("llama4_text", {"num_local_experts": 3, "num_experts_per_tok": 1, "intermediate_size_mlp": 40}),
+    ],
+)
+def test_stacked_experts_are_rounded_by_output_whichever_way_round_they_are_kept(family, more):
+    """Which axis is which is told by its size: as wide as the model, or on the way down as the MLP."""
+    from transformers import CONFIG_MAPPING
+
+    from memloc_core.analyses.remains import _eight_bit
+
+    shape = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 0, "eos_token_id": 0}
+    lm = held(family, CONFIG_MAPPING[family](**shape, **heads, max_position_embeddings=64, **more))
+    rounded, seen = {id(parameter): new for parameter, new in _eight_bit(lm)}, 0
+    for name, parameter in lm.blocks[0].named_parameters():
+        assert not (name.endswith("bias") and id(parameter) in rounded)
+        if "experts." not in name or name.endswith("bias"):
+            continue
+        inputs = parameter[0].shape.index(40 if "down" in name else 24)
+        for expert, new in zip(parameter, rounded[id(parameter)], strict=True):
+            for output, ours in zip(expert.unbind(1 - inputs), new.unbind(1 - inputs), strict=True):
+                step = output.abs().max() / 127
+                torch.testing.assert_close(ours, (output / step).round() * step)
+                seen += 1
+    assert seen == 3 * (2 * 40 + 24)
 
 
 @pytest.mark.parametrize(

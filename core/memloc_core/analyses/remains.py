@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memloc_core.architectures import is_matrix
+from memloc_core.architectures import is_matrix, keeps_inputs_first
 from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.language_model import LanguageModel
@@ -260,14 +260,13 @@ def _gradients(lm: LanguageModel, rows: Tensor, parameters: list[nn.Parameter]) 
 
 
 def _matrices(lm: LanguageModel) -> list[tuple[nn.Parameter, int]]:
-    """Every weight matrix of the blocks, and the axis of its inputs (of stacked experts the last, whichever it is)."""
+    """Every weight matrix of the blocks, and the axis of its inputs."""
     return [
-        # GPT-2's Conv1D keeps [in, out], others [out, in].
-        (parameter, 0 if type(module).__name__ == "Conv1D" else -1)
+        (parameter, -2 if keeps_inputs_first(module) else -1)
         for block in lm.blocks
         for module in block.modules()
-        for parameter in module.parameters(recurse=False)
-        if is_matrix(parameter)
+        for name, parameter in module.named_parameters(recurse=False)
+        if is_matrix(parameter) and not name.endswith("bias")  # those of stacked experts are one table
     ]
 
 

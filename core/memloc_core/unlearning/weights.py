@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from memloc_core.architectures import Matrix, is_matrix
+from memloc_core.architectures import Matrix, is_matrix, keeps_inputs_first
 from memloc_core.devices import numbers_at_once
 from memloc_core.language_model import LanguageModel
 from memloc_core.requests import SparseEdit
@@ -206,8 +206,7 @@ def _tap(part: Masked, leaf: Tensor) -> Any:
     """A forward hook through which `leaf` gets the gradient of the masked entries."""
     columns = part.parameter.shape[1]
     first, second = part.numbered // columns, part.numbered % columns
-    # Conv1D keeps [in, out], a Linear [out, in].
-    into, out = (first, second) if type(part.module).__name__ == "Conv1D" else (second, first)
+    into, out = (first, second) if keeps_inputs_first(part.module) else (second, first)
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
