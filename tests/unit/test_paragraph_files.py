@@ -9,10 +9,12 @@ import os
 import pickle
 import shutil
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from memloc_core.corpora.files import read_rows
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.paragraphs import open_paragraphs
 from memloc_core.requests import OpenParagraphs
@@ -157,6 +159,24 @@ def test_csv_of_text_with_line_ends_and_quotes_inside(tmp_path, opened, give_tok
     give_tokenizer()
     file = write_csv(tmp_path / "rows.csv", ["paragraph"], [['ab"\n,cdefghij'], ["mnopqrstuvwxyz"]])
     assert opened(file).tokens.tolist() == [[0, 1, 25, 25, 25, *range(2, 9)], list(range(12, 24))]
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "nan", "None", "N/A", "007", "1.50", "1e5", "true"])
+def test_csv_of_text_that_looks_like_something_else_is_read_as_it_stands(tmp_path, text):
+    class Tokenizer:
+        def encode_batch(self, texts, add_special_tokens):
+            return [SimpleNamespace(ids=list(each.encode())) for each in texts]
+
+    file = write_csv(tmp_path / "rows.csv", ["text", "genre", "count"], [[text, text, "7"], [text, "", "NA"]])
+    found = read_rows([file], Tokenizer, 1)
+    assert [bytes(ids).decode() for ids in found.tokens] == [text, text]
+    assert found.columns == {"genre": [text, None], "count": [7, None]}
+
+
+def test_csv_whose_types_change_half_way_is_read_whole(tmp_path, opened):
+    rows = [[json.dumps([*IDS[0][:-1], i % 100]), i, ""] for i in range(10_500)] + [[json.dumps(IDS[1]), "", "x"]]
+    found = opened(write_csv(tmp_path / "rows.csv", ["tokens", "count", "genre"], rows))
+    assert (found.repetitions[-1], found.genre[-1]) == (-1, "x")
 
 
 @pytest.mark.parametrize("kind", ["i4", "u2", "i8"])
@@ -495,10 +515,11 @@ def bad(name, data):
         bad("rows.csv", b"tokens\n1 2 x\n"),
         bad("rows.csv", b'tokens\n"[1, [2]]"\n'),
         bad("rows.csv", b'tokens,genre\n"1 2 3",a\n,b\n'),
-        bad("rows.csv", b"tokens\n5\n6\n"),
         bad("rows.csv", b"other\n1\n"),
         bad("rows.csv", b"text\nabc\n"),
         bad("rows.csv", b"\x00\xff\xfe\x00"),
+        bad("rows.csv", b'tokens,genre\n"1 2 3",a,b\n'),
+        bad("rows.csv", b'tokens\n"1 2 3\n4 5 6\n'),
         bad("rows.parquet", b""),
         bad("rows.parquet", b"PAR1 not quite PAR1"),
         bad("rows.txt", b"1 2 3"),

@@ -1,4 +1,4 @@
-"""Paragraph files: .jsonl, .txt, .npy, .pt, .arrow, and .csv and .parquet through `datasets`.
+"""Paragraph files: .jsonl, .txt, .csv, .npy, .pt, .arrow, and .parquet through `datasets`.
 
 A row is token ids (`tokens`, `token_ids` or `input_ids`) or text (`text` or `paragraph`, encoded by the model's
 tokenizer), and may carry `count`, `family`, `genre` and `split`. Files of arrays hold ids, one row each; a .txt file
@@ -7,6 +7,8 @@ holds one text a line.
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -153,24 +155,53 @@ def _read_pt(path: Path, tokenizer: Callable[[], Any]) -> Rows:
     return Rows(_ids_of(path, array))
 
 
+def _read_csv(path: Path, tokenizer: Callable[[], Any]) -> Rows:
+    """Every cell as it stands: only an empty one is a gap, and only `count` and `family` are numbers."""
+    csv.field_size_limit(1 << 30)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as .csv: {error}.") from None
+    if not rows:
+        raise UsageError(f"{path} holds no paragraph.")
+    for number, row in enumerate(rows, 1):
+        if len(row) > len(head):
+            raise UsageError(f"{path}, row {number}, has {len(row)} cells, and the file only {len(head)} columns.")
+    columns: dict[str, list[Any]] = {}
+    for place, name in enumerate(head):
+        if name in (*TOKEN_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS):
+            columns[name] = [row[place] if place < len(row) and row[place] else None for row in rows]
+    for name in {"count", "family"} & columns.keys():
+        columns[name] = [_number(cell) for cell in columns[name]]
+    return _from_table(path, columns, head, tokenizer)
+
+
+def _number(cell: str | None) -> float | None:
+    """The number that a cell holds; None for none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell or "")
+    return None
+
+
 def _read_table(path: Path, tokenizer: Callable[[], Any]) -> Rows:
     import tempfile
 
     import datasets
 
     datasets.disable_progress_bars()
-    read = datasets.Dataset.from_csv if path.suffix.lower() == ".csv" else datasets.Dataset.from_parquet
     try:
         # The folder must not outlive this call: `datasets` would keep a second copy of the file, keyed by its path.
         with tempfile.TemporaryDirectory() as folder:
-            table = read(str(path), cache_dir=folder, keep_in_memory=True)
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=folder, keep_in_memory=True)
             names = [n for n in (*TOKEN_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS) if n in table.column_names]
             columns = {name: list(table[name]) for name in names}
             found = table.column_names
-    except Exception as error:  # pyarrow, pandas and datasets each have their own
+    except Exception as error:  # pyarrow and datasets each have their own
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UsageError(f"{path} cannot be read as {path.suffix.lower()}: {reason}") from error
+        raise UsageError(f"{path} cannot be read as .parquet: {reason}") from error
     return _from_table(path, columns, found, tokenizer)
 
 
@@ -209,7 +240,7 @@ _READERS: dict[str, Callable[[Path, Callable[[], Any]], Rows]] = {
     ".jsonl": _read_jsonl,
     ".npy": _read_npy,
     ".pt": _read_pt,
-    ".csv": _read_table,
+    ".csv": _read_csv,
     ".parquet": _read_table,
     ".arrow": lambda path, tokenizer: _read_arrow([path], tokenizer),
     ".txt": _read_txt,
