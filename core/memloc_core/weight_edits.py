@@ -43,10 +43,12 @@ class PlacedEdits:
         try:
             for edit, name, places in zip(self.edits, self._fingerprints, self._places, strict=True):
                 _check_ground(edit, name, self.lm.edits)
-                for parameter, weights, indices, old, new in places:
-                    values = weights.take(indices)
-                    if not _same_bits(values.float(), old):
-                        raise _not_there(edit, name, parameter, self.lm)
+                found = [weights.take(indices) for _, weights, indices, _, _ in places]
+                same = [_same_bits(values.float(), place[3]) for values, place in zip(found, places, strict=True)]
+                told: list[bool] = torch.stack(same).tolist() if same else []  # one question: a GPU waits for each
+                if False in told:
+                    raise _not_there(edit, name, places[told.index(False)][0], self.lm)
+                for values, (_, weights, indices, _, new) in zip(found, places, strict=True):
                     originals.append((weights, indices, values))
                     weights.put_(indices, new.to(weights.dtype))
                 self.lm.edits = (*self.lm.edits, name)
@@ -134,9 +136,9 @@ def _not_there(edit: SparseEdit, name: str, parameter: str, lm: LanguageModel) -
     return MemlocError(f"Edit {name[:8]} does not find the value in {parameter!r} that it is to change: {why}.")
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal float32 values, also in the sign of zero."""
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+def _same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Whether all float32 values are equal, also in the sign of zero: bool []."""
+    return (a.contiguous().view(torch.int32) == b.contiguous().view(torch.int32)).all()
 
 
 def _put_back(originals: Originals) -> None:

@@ -32,6 +32,7 @@ from memloc_tui import edits as kept
 from tests.conftest import result
 from tests.edits import changed, copy_of, equal, make_edit, run_of, written
 from tests.unit.families import KNOWN, paragraphs, tiny
+from tests.unit.waits import Waits
 
 P = 10
 ROW = paragraphs(1)[0]
@@ -107,6 +108,14 @@ def test_an_exception_within_puts_every_weight_back(lm):
         with pytest.raises(error), weight_edits.edited(lm, [make_edit(lm)]):
             raise error
         assert lm.edits == ()
+
+
+def test_an_edit_is_applied_without_a_question_to_the_device_for_each_of_its_matrices(lm):
+    edit = make_edit(lm, 200)
+    placed = weight_edits.PlacedEdits(lm, [edit])
+    with Waits() as waits, placed.applied():
+        pass
+    assert waits.times <= 1 < len(edit.parameters)
 
 
 def test_a_stack_that_fails_in_the_middle_leaves_nothing_behind(lm):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from memloc_core import codec, requests
 from memloc_core.analyses.rare_tokens import matched_positions
@@ -30,6 +29,7 @@ from memloc_core.requests import (
 )
 from tests.conftest import result
 from tests.unit.families import KNOWN, paragraphs, tiny
+from tests.unit.waits import Waits
 
 P = 12  # prefix tokens of the 20
 ROW = paragraphs(1)[0]
@@ -219,18 +219,6 @@ def test_patching_takes_far_fewer_forward_passes_than_cells():
     scores = result(tiny("gpt2"), ActivationPatching(paragraphs(1, 60)[0], ((10, 3),), 30))
     assert scores.cells == 2 * 3 * (49 + 49 + 4)
     assert scores.forwards * 5 <= scores.cells
-
-
-class Waits(TorchDispatchMode):
-    """How often the host asks a device for a number, which on a GPU waits for all work before it."""
-
-    def __init__(self):
-        super().__init__()
-        self.times = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.times += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
-        return function(*args, **(kwargs or {}))
 
 
 def test_patching_waits_for_the_device_by_pass_and_not_by_cell():
