@@ -74,9 +74,10 @@ class MaskedWeights:
         """Bytes that training these holds at most.
 
         Old values, those now and the best, Adam's two averages, the gradient and one more on the way to it or from it;
-        the indices, and the gradients of whole matrices that the gradient is taken from.
+        the indices, what stood there in half precision, and the gradients of whole matrices that the gradient is taken
+        from.
         """
-        vectors = 7 * self.old.nbytes
+        vectors = 7 * self.old.nbytes + sum(x.nbytes for x in self._originals if x.dtype != self.old.dtype)
         indices = sum(part.indices.nbytes for part in self.parts if isinstance(part.indices, Tensor))
         return vectors + indices + sum(part.parameter.nbytes for part in self.parts if not part.gathers)
 
