@@ -9,7 +9,6 @@ Letters in shapes: t tokens that are input (the last one never is), c continuati
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -272,8 +271,7 @@ def _patched(
 
     twin = None
     if cached:
-        twin = copy.deepcopy(cache)
-        twin.batch_select_indices(base)
+        twin = lm.selected(cache, base)
     pieces = rows_by_hook.split([len(rows) for rows in by_hook.values()])
     hooks: list[tuple[Site, int, Hook]] = [
         (_HOOK_SITES[site], at, patch(site, at, row)) for (site, at), row in zip(by_hook, pieces, strict=True)
