@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memloc_tui.edits import folder
+from memloc_tui.state import Broken, read
 
 VERSION = 1
 LONGEST = 40  # characters of a name
-_MOST = 1_000_000  # bytes that are read, and the largest number
+_NUMBERS = 1_000_000
 
 
 class Label(NamedTuple):
@@ -56,22 +57,12 @@ def keep(base: str, changed: Mapping[str, Label]) -> None:
 
 
 def _read() -> tuple[dict[str, dict[str, Label]], str]:
-    import json
-
     try:
-        with place().open("rb") as file:
-            return _checked(json.loads(file.read(_MOST))), ""
-    except FileNotFoundError:
-        return {}, ""
+        return read(place(), _checked) or {}, ""
     except OSError as error:
         return {}, f"The runs' letters and names could not be read ({error.strerror})."
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        aside = place().with_suffix(".broken")
-        try:
-            place().replace(aside)
-        except OSError:
-            return {}, "The runs' letters and names are unreadable, and could not be set aside."
-        return {}, f"The runs' letters and names are unreadable; the file is kept as {aside.name}."
+    except Broken as broken:
+        return {}, f"The file of the runs' letters and names is {broken}"
 
 
 def _checked(saved: Any) -> dict[str, dict[str, Label]]:
@@ -82,7 +73,8 @@ def _checked(saved: Any) -> dict[str, dict[str, Label]]:
     for base, labels in saved["weights"].items():
         found[base] = {}
         for file, (number, name) in labels.items():
-            if type(number) is not int or not 0 <= number < _MOST or type(name) is not str or Path(file).name != file:
+            right = type(number) is int and 0 <= number < _NUMBERS and type(name) is str
+            if not right or Path(file).name != file:
                 raise TypeError("label")
             found[base][file] = Label(number, name[:LONGEST])
     return found

@@ -81,7 +81,7 @@ class Broken(Exception):
 
 def read(path: Path, understood: Callable[[Any], T], most: int = MOST) -> T | None:
     """What `understood` makes of a file's JSON, None where there is no file. Raises OSError, and Broken for a file that
-    it makes nothing of (ValueError, TypeError or KeyError), which is set aside."""
+    it makes nothing of (ValueError, TypeError, KeyError or AttributeError), which is set aside."""
     import json
 
     try:
@@ -89,7 +89,7 @@ def read(path: Path, understood: Callable[[Any], T], most: int = MOST) -> T | No
             return understood(json.loads(file.read(most)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         aside = path.with_suffix(".broken")
         try:
             path.replace(aside)
