@@ -40,7 +40,7 @@ class LocalPanel(Vertical):
     DEFAULT_CSS = """
     LocalPanel {
         & .head { height: 1; color: $text-muted; padding: 0 1; }
-        & .now { height: 1; padding: 0 1; &.-failed { height: auto; max-height: 4; } }
+        & .now { height: 1; padding: 0 1; &.-failed { height: auto; max-height: 4; text-wrap: wrap; } }
         & RowList { height: 1fr; padding: 0 1; }
         &.-stale { & RowList, & Heatmap { opacity: 50%; } }
         & .-none { display: none; }

@@ -17,6 +17,8 @@ class TextLine(Input):
     }
     """
 
+    takes_all = True  # of what is pasted, also what the terminal must not get
+
     @property
     def _value(self) -> Text:
         return Text(visible(self.value), no_wrap=True, overflow="ignore", end="")

@@ -93,7 +93,7 @@ async def test_enter_tries_a_token_and_enter_keeps_it(app: MemlocApp, session: F
         await pilot.press("enter")
         await until(pilot, lambda: app.explorer.study.work[row].trials)
         assert app.explorer.study.work[row].replacements == ((3, token),)
-        assert f"drop {50 - expected}" in shown(app, "#bottom")
+        assert f"EM 50 → {expected} (−{50 - expected})" in shown(app, "#bottom")
         assert "*" in shown(app, "#paragraphs").split("\n")[app.explorer.list.cursor]
 
 

@@ -60,6 +60,7 @@ class Questions:
             r.Continue: lambda: r.Continue(prefix, 50),
             r.Perturb: lambda: r.Perturb(rows[0], ((3, 7), (40, 9)), P, "own"),
             r.Sweep: lambda: r.Sweep(rows[0], "random", 2),
+            r.Sweeps: lambda: r.Sweeps((r.Sweep(rows[0]), r.Sweep(rows[3], reference="own"))),
             r.Alternatives: lambda: r.Alternatives(prefix, 7),
             r.Ablated: lambda: r.Ablated(r.Sweep(rows[1]), ((1, 2), (2, 0))),
             r.ParameterGradients: lambda: r.ParameterGradients(rows[:12]),

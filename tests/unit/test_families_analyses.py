@@ -31,6 +31,7 @@ from memloc_core.requests import (
     RareTokens,
     Rarity,
     Sweep,
+    Sweeps,
     Unlearn,
 )
 from memloc_core.unlearning.weights import matrices
@@ -52,6 +53,7 @@ QUESTIONS = {
     Alternatives: lambda: Alternatives(ROWS[0][:P], 3, 4),
     Perturb: lambda: Perturb(ROWS[0], REPLACED, P, "own"),
     Sweep: lambda: Sweep(ROWS[0], "next-best", 2, 0, (), P, "own"),
+    Sweeps: lambda: Sweeps(tuple(Sweep(row, prefix_length=P) for row in ROWS[:3])),
     Ablated: lambda: Ablated(ExactMatch(ROWS[:2], P), ((1, 2), (0, 0))),
     ParameterGradients: lambda: ParameterGradients(ROWS[:2], P),
     ContrastGradients: lambda: ContrastGradients(ROWS[:2], ROWS[2:4], P),
