@@ -110,12 +110,13 @@ def analysis(lm: LanguageModel, request: Request) -> Steps:
     """The steps of one analysis. Raises UsageError for a request that is none, or with a word that is no choice."""
     if type(request) not in ANALYSES:
         raise UsageError(f"{type(request).__name__} is no analysis.")
-    kind: Any = type(request)
-    for name, known in _choices(kind).items():
-        if (value := getattr(request, name)) not in known:
-            raise UsageError(f"There is no {name} {value!r}; there are {', '.join(known)}.")
-    if getattr(request, "seed", 0) < 0:
-        raise UsageError(f"A seed of {request.seed} is none; give 0 or more.")  # type: ignore[attr-defined]
+    for asked in request.sweeps if isinstance(request, Sweeps) else (request,):
+        kind: Any = type(asked)
+        for name, known in _choices(kind).items():
+            if (value := getattr(asked, name)) not in known:
+                raise UsageError(f"There is no {name} {value!r}; there are {', '.join(known)}.")
+        if getattr(asked, "seed", 0) < 0:
+            raise UsageError(f"A seed of {asked.seed} is none; give 0 or more.")  # type: ignore[attr-defined]
     module, function = ANALYSES[type(request)].split(":")
     run = getattr(importlib.import_module(f"memloc_core.analyses.{module}"), function)
     steps: Steps = run(lm, request)

@@ -349,3 +349,28 @@ def test_a_replacement_outside_the_prefix_is_refused(demo, rows):
 def test_a_random_replacement_is_any_token_but_the_original(original):
     drawn = [random_tokens(seed, 5, 4, vocabulary=3, original=original) for seed in range(50)]
     assert {token for row in drawn for token in row} == {0, 1, 2} - {original}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [({"strategy": "bogus"}, "no strategy 'bogus'"), ({"seed": -1}, "seed of -1"), ({"draws": 0}, "0 draws")],
+)
+def test_what_no_sweep_can_be_is_refused_of_sweeps_together_too(bad, said):
+    sweep = replace(Sweep(paragraphs(1)[0], prefix_length=12), **bad)
+    for asked in (sweep, Sweeps((sweep, sweep))):
+        with pytest.raises(UsageError, match=said):
+            result(tiny("gpt2"), asked)
+
+
+def test_sweeps_together_are_as_many_as_fit_into_memory(demo, demo_paragraphs, monkeypatch):
+    asked = tuple(Sweep(demo_paragraphs.row(i)) for i in range(5))
+    whole, seen = result(demo, Sweeps(asked)).scores, []
+    monkeypatch.setattr(demo, "rows_at_once", lambda length, backward=False: 2)
+    hook = demo.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    few = result(demo, Sweeps(asked)).scores
+    hook.remove()
+    assert max(seen) == 2
+    for one, other in zip(whole, few, strict=True):
+        np.testing.assert_array_equal(one.em, other.em)

@@ -78,7 +78,8 @@ def run_sweeps(lm: LanguageModel, request: Sweeps) -> Generator[Progress, None, 
     """Many paragraphs: rows of several are computed together."""
     if len({replace(sweep, paragraph=(), reference="true") for sweep in request.sweeps}) != 1:
         raise UsageError("Sweeps that go together differ in nothing but the paragraph and what it is scored against.")
-    at_once = max(1, rows_of_a_pass(lm) // request.sweeps[0].draws)
+    like = request.sweeps[0]
+    at_once = max(1, min(rows_of_a_pass(lm) // max(1, like.draws), lm.rows_at_once(len(like.paragraph))))
     scores: list[SweepScores] = []
     for start in range(0, len(request.sweeps), at_once):
         swept = _Swept(lm, request.sweeps[start : start + at_once])
