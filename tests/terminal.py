@@ -49,6 +49,7 @@ class Terminal:
         self.process = ptyprocess.PtyProcess.spawn(
             command, dimensions=(rows, columns), env=full, cwd=str(cwd) if cwd else None, echo=echo
         )
+        os.set_blocking(self.process.fd, False)
         self.screen = Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.received = 0
@@ -108,7 +109,18 @@ class Terminal:
         return self.text
 
     def type(self, keys: str) -> None:
-        self.process.write(keys.encode())
+        self.send(keys.encode())
+
+    def send(self, data: bytes) -> None:
+        """To the program, reading what comes meanwhile: neither waits for room in the other's queue. OSError: it has
+        ended."""
+        while data and self.process.isalive():
+            ready, free, _ = select.select([self.process.fd], [self.process.fd], [], 1.0)
+            if ready:
+                self.pump()
+            if free:
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(self.process.fd, data) :]
 
     def click(self, column: int, row: int) -> None:
         """A left click at a cell, both from 0, as xterm's SGR mouse mode reports it."""

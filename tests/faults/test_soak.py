@@ -163,7 +163,7 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
                 done.append(keys)
                 counts["keys"] += 1
                 try:
-                    terminal.process.write(keys.encode("utf-8", "surrogateescape"))
+                    terminal.send(keys.encode("utf-8", "surrogateescape"))
                 except OSError:
                     break
                 while terminal.pump(rng.choice((0, 0, 0, 0.02, 0.1))) and len(terminal.raw) < 8 * MEGA:
