@@ -136,6 +136,9 @@ def differs(one: Any, other: Any, place: str = "result", *, near: float = 1e-4, 
             differs(getattr(one, name), getattr(other, name), f"{place}.{name}", near=near, but=but) for name in names
         )
         return next(filter(None, parts), "")
+    if isinstance(one, tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (differs(a, b, f"{place}[{i}]", near=near, but=but) for i, (a, b) in pairs)), "")
     if isinstance(one, np.ndarray):
         if one.dtype.kind == "f":
             same = one.shape == other.shape and np.allclose(one, other, rtol=near, atol=near / 10, equal_nan=True)

@@ -166,7 +166,9 @@ def test_the_explorer_goes_and_nothing_is_lost(
         assert edit_files.read_edit(path).result.edit.fingerprint.startswith(path.stem)
     saved, notice = state.load("demo", "demo")
     assert not notice
-    assert replace(saved, tab="perturb", overlay="none") == resume  # a sweep and a run show themselves
+    assert resume.tried.items() <= saved.tried.items()  # what a replacement costs is a trial as soon as it is known
+    # A sweep and a run show themselves.
+    assert replace(saved, tab="perturb", overlay="none", tried=resume.tried) == resume
 
     with Terminal(COMMAND) as again:
         again.until(known_and_settled, READY)

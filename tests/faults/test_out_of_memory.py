@@ -61,7 +61,7 @@ ONE_BY_ONE = {
     r.AttentionPattern,
     r.ScoreWindows,
 }
-FEW = {r.Sweep, r.Rarity, r.PrefixSignals}
+FEW = {r.Sweep, r.Sweeps, r.Rarity, r.PrefixSignals}
 # These may need more rows at once than one: a paragraph beside its twin; what a run compares with.
 FIXED = {r.Perturb, r.AttributionPatching, r.ActivationPatching, r.Unlearn, r.TryRun, r.EstimateRun, r.MeasureRemains}
 

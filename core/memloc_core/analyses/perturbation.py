@@ -78,14 +78,20 @@ def run_sweeps(lm: LanguageModel, request: Sweeps) -> Generator[Progress, None, 
     """Many paragraphs: rows of several are computed together."""
     if len({replace(sweep, paragraph=(), reference="true") for sweep in request.sweeps}) != 1:
         raise UsageError("Sweeps that go together differ in nothing but the paragraph and what it is scored against.")
-    like = request.sweeps[0]
-    at_once = max(1, min(rows_of_a_pass(lm) // max(1, like.draws), lm.rows_at_once(len(like.paragraph))))
+    like, made = request.sweeps[0], list[_Swept]()
+    at_once = max(1, rows_of_a_pass(lm) // max(1, like.draws))
     scores: list[SweepScores] = []
-    for start in range(0, len(request.sweeps), at_once):
-        swept = _Swept(lm, request.sweeps[start : start + at_once])
-        for done in swept.steps():
-            yield Progress(start + done * swept.n // len(swept.em), len(request.sweeps), "sweeps")
-        scores += map(swept.of, range(swept.n))
+    for first in range(0, len(request.sweeps), at_once):
+        some = request.sweeps[first : first + at_once]
+
+        def begin(start: int, stop: int, some: tuple[Sweep, ...] = some) -> None:
+            made.append(_Swept(lm, some[start:stop]))
+
+        for _ in lm.in_batches(begin, len(some), len(like.paragraph)):
+            swept = made.pop()
+            for done in swept.steps():
+                yield Progress(len(scores) + done * swept.n // len(swept.em), len(request.sweeps), "sweeps")
+            scores += map(swept.of, range(swept.n))
     return AllSweepScores(tuple(scores))
 
 
