@@ -524,7 +524,12 @@ class UnlearnPanel(LocalPanel):
         if self.run is None and self.scene is not None and self.scene.setting(VIEW) == "compare":
             self.post_message(self.Chose(VIEW.name, "curves"))
         target: type[RunForm] | str = RunForm if self.run is None else self._picture()
-        self.call_after_refresh(lambda: self.screen.set_focus(self.query_one(target)))
+
+        def enter() -> None:
+            if self.has_focus_within:  # else the person has gone elsewhere meanwhile
+                self.screen.set_focus(self.query_one(target))
+
+        self.call_after_refresh(enter)
 
     def _picture(self) -> str:
         pictures = {"curves": "#run-curves", "result": "#run-result", "text": "#run-text"}
