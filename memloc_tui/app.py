@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import strftime
@@ -111,6 +113,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
     def on_mount(self) -> None:
         if not self.is_headless:
             self._end_when_told()
+            self._end_with_the_terminal()
         if self._wanted_theme:
             if self._wanted_theme in self.available_themes:
                 self.theme = self._wanted_theme
@@ -130,6 +133,25 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
             self.exit(return_code=128 + signal.SIGTERM)
 
         loop.add_signal_handler(signal.SIGTERM, told)
+
+    def _end_with_the_terminal(self) -> None:
+        """A terminal that is closed ends us, also where its SIGHUP does not come here: ignored, as under nohup, or sent
+        to another session."""
+        import asyncio
+        import select
+        import signal
+
+        terminal = sys.__stdin__  # where Textual reads
+        if not hasattr(select, "epoll") or terminal is None or not terminal.isatty():
+            return
+        watch = select.epoll()
+        watch.register(terminal.fileno(), 0)  # for nothing but what is always told: that it hung up
+
+        def hung_up() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        asyncio.get_running_loop().add_reader(watch, hung_up)
 
     # --------------------------------------------------------------------------------------------------------- session
 

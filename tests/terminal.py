@@ -40,14 +40,21 @@ class Terminal:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         echo: bool = True,
+        deaf: bool = False,
     ) -> None:
-        """`echo`: whether the terminal itself shows what is typed while no program reads it."""
+        """`echo`: whether the terminal itself shows what is typed while no program reads it. `deaf`: the program starts
+        with SIGHUP ignored, as under nohup; else it does not, even if these tests do."""
         # COLUMNS and LINES, which a test runner may have set, would stand above the terminal's own size.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         full = {**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
         self.started = time.perf_counter()
         self.process = ptyprocess.PtyProcess.spawn(
-            command, dimensions=(rows, columns), env=full, cwd=str(cwd) if cwd else None, echo=echo
+            command,
+            dimensions=(rows, columns),
+            env=full,
+            cwd=str(cwd) if cwd else None,
+            echo=echo,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if deaf else signal.SIG_DFL),
         )
         os.set_blocking(self.process.fd, False)
         self.screen = Screen(columns, rows)

@@ -77,8 +77,9 @@ STATES: dict[str, Callable[[Terminal], None]] = {
     "sweeping": sweeping,
     "unlearning": unlearning,
 }
-WAYS = ("KILL", "TERM", "HUP", "terminal closed")
-FEW = (("scoring", "KILL"), ("sweeping", "TERM"), ("idle", "HUP"), ("unlearning", "terminal closed"))
+DEAF = "terminal closed, SIGHUP ignored"
+WAYS = ("KILL", "TERM", "HUP", "terminal closed", DEAF)
+FEW = (("scoring", "KILL"), ("sweeping", "TERM"), ("idle", "HUP"), ("unlearning", "terminal closed"), ("idle", DEAF))
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +139,12 @@ def test_the_explorer_goes_and_nothing_is_lost(
         replacements={demo_paragraphs.ids[ROW]: [[3, 17]]} if doing in ("idle", "choosing") else {},
     )
     state.save("demo", "demo", resume)
-    with Terminal(COMMAND) as terminal:
+    with Terminal(COMMAND, deaf=how == DEAF) as terminal:
         STATES[doing](terminal)
         engines, pid = engines_of(terminal.process.pid), terminal.process.pid
         assert engines or doing == "opening"
         terminal.pump()
-        if how == "terminal closed":
+        if how in ("terminal closed", DEAF):
             os.close(terminal.process.fd)
         else:
             os.kill(pid, getattr(signal, f"SIG{how}"))
@@ -154,7 +155,7 @@ def test_the_explorer_goes_and_nothing_is_lost(
         if how == "TERM" and doing != "opening":
             assert terminal.wait_exit(3) == 143
             assert b"\x1b[?1049l" in terminal.raw  # the person's own screen is back
-        elif how == "terminal closed":
+        elif how in ("terminal closed", DEAF):
             assert gone_within(pid, 3.0)
         else:
             terminal.wait_exit(3)
