@@ -185,7 +185,10 @@ class Engine:
 
         if ran_out(error):
             kind = type(request.request if isinstance(request, Edited) else request).__name__
-            raise MemlocError(f"Not enough memory on {self.lm.device} for {kind}; try fewer paragraphs at once.")
+            raise MemlocError(
+                f"Not enough memory on {self.lm.device} for {kind}: close what else takes it, or ask for fewer "
+                "paragraphs at once."
+            )
 
     def _start(self, request: Request) -> Steps:
         if isinstance(request, OpenModel):

@@ -103,6 +103,11 @@ KNOWN = ("gpt_neo", "gpt2", "gpt_neox", "gptj", "phi", "llama", "mistral", "qwen
 @cache
 def tiny(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """The tiny model of a family, made once."""
+    return made(family, dtype)
+
+
+def made(family: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The tiny model of a family."""
     return held(family, _CONFIGS[family](), dtype)
 
 

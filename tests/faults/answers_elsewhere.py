@@ -1,0 +1,111 @@
+"""Every question of one model, answered by the processor and by the device of `elsewhere`, which it prints compared.
+
+`python -m tests.faults.answers_elsewhere demo FOLDER`, or a family of tests/unit/families.py instead of "demo": a JSON
+object a line, with the kind of question, where the answers differ ("" is nowhere), the bytes that stay taken there
+afterwards, and where the device then had no more than 7/10 of the memory that the answer took, what became of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memloc_core import requests as r
+from memloc_core.engine import ANALYSES, Engine
+from memloc_core.errors import MemlocError, UsageError
+from memloc_core.language_model import LanguageModel
+from memloc_core.loading import load
+from memloc_core.paragraphs import open_paragraphs
+from memloc_core.requests import Request
+from tests.faults import elsewhere
+from tests.faults.questions import Questions, differs
+from tests.faults.rounds import FULL
+from tests.unit import families
+from tests.unit.test_families_analyses import QUESTIONS, put
+
+SHARE = 0.7  # of the memory that an answer takes
+
+
+def made(name: str) -> LanguageModel:
+    return load(r.OpenModel("demo", device="cpu")) if name == "demo" else families.made(name)
+
+
+def both(name: str) -> tuple[LanguageModel, LanguageModel]:
+    """The model on the processor, and the same one elsewhere."""
+    here, moved = made(name), made(name).model
+    moved.to(elsewhere.DEVICE)  # type: ignore[arg-type]
+    moved.tie_weights()  # a parameter that moves to this device becomes another one
+    return here, LanguageModel(moved, dataclasses.replace(here.info, device=str(elsewhere.DEVICE)))
+
+
+def questions(name: str, lm: LanguageModel, folder: Path) -> Iterator[tuple[str, Callable[[], Request]]]:
+    """One of every kind that the engine asks a model: by name, and a function that makes it anew."""
+    made = iter(range(1000))
+
+    def fresh() -> Path:
+        (new := folder / str(next(made))).mkdir(parents=True)
+        return new
+
+    if name != "demo":
+        for kind, question in QUESTIONS.items():
+            yield kind.__name__, lambda question=question: put(question, fresh())
+        return
+    table = Questions(folder / "questions", lm, open_paragraphs(r.OpenParagraphs("demo", "demo")))
+    for kind in ANALYSES:
+        yield kind.__name__, lambda kind=kind: table.ask(kind)
+    run: Any = table.ask(r.Unlearn)
+    for mask in r.MASKS if FULL else ():
+        yield f"Unlearn, mask {mask}", lambda mask=mask: dataclasses.replace(run, mask=mask)
+    for goal in r.GOALS if FULL else ():
+        yield f"Unlearn, goal {goal}", lambda goal=goal: dataclasses.replace(run, goal=goal)
+
+
+def answered(lm: LanguageModel, request: Request) -> tuple[Any, str]:
+    """The answer, or the sentence in its place."""
+    engine = Engine()
+    engine.lm = lm
+    try:
+        return engine.answer(request), ""
+    except (MemlocError, UsageError) as error:
+        return None, str(error)
+
+
+def taken() -> int:
+    gc.collect()
+    return elsewhere.memory.taken
+
+
+def main(name: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    here, there = both(name)
+    memory = elsewhere.memory
+    for kind, ask in questions(name, here, folder):
+        one, refusal = answered(here, ask())
+        before = memory.peak = taken()
+        other, said = answered(there, ask())
+        line: dict[str, Any] = {"kind": kind, "refused": refusal, "peak": memory.peak - before}
+        line["differs"] = differs(one and one.result, other and other.result, but={"forwards"}) or (
+            "" if said == refusal else said
+        )
+        line["left"] = taken() - before
+        if name == "demo":
+            memory.limit = before + int(SHARE * line["peak"])
+            fewer, line["small_said"] = answered(there, ask())
+            memory.limit = None
+            if fewer:
+                line["small_differs"] = differs(one.result, fewer.result, but={"forwards"})
+                line["small_said"] = next((n for n in fewer.provenance.notices if "Out of memory with" in n), "")
+            del fewer
+            line["small_left"] = taken() - before
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

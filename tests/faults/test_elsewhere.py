@@ -1,0 +1,68 @@
+"""A device with memory of its own: every question is answered there as on the processor, with too little memory too.
+
+Nothing on a machine without a GPU would otherwise notice a tensor on the wrong device, or one that is never let go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.rounds import FULL
+from tests.unit.families import ALL, UNKNOWN
+
+# Of the demo's questions those that cannot go on with fewer rows: they ask for one, or for rows that belong together.
+ONE_BY_ONE = {
+    "Continue",
+    "Alternatives",
+    "Perturb",
+    "ParameterGradients",
+    "ActivationGradients",
+    "Attention",
+    "AttentionPattern",
+    "AttributionPatching",
+    "MeasureRemains",
+    "ScoreWindows",
+}
+NO_MODEL = {"NearDuplicates", "ExportCheckpoint"}
+
+
+def answers(name: str, folder: Path) -> list[dict[str, Any]]:
+    """What `answers_elsewhere` says of a model, in a process of its own."""
+    command = [sys.executable, "-m", "tests.faults.answers_elsewhere", name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="torch's device in Python has been tried on Linux alone")
+@pytest.mark.parametrize("name", ("demo", *ALL, *UNKNOWN) if FULL else ("demo",))
+def test_a_device_with_memory_of_its_own_gives_the_processor_s_answers_and_takes_nothing_for_good(
+    name: str, tmp_path: Path, seen: Any
+) -> None:
+    lines = answers(name, tmp_path)
+    assert len(lines) >= 27
+    wrong = {line["kind"]: line["differs"] for line in lines if line["differs"]}
+    assert not wrong
+    assert {line["kind"]: line["left"] for line in lines if line["left"]} == {}
+    assert any(line["peak"] for line in lines)
+    seen(f"{len(lines)} questions, {sum(bool(line['refused']) for line in lines)} of them refused by both")
+    if name != "demo":
+        return
+    for line in lines:
+        assert line["small_left"] == 0
+        if line["kind"] in NO_MODEL:
+            assert line["small_said"] == ""
+        elif line["kind"] in ONE_BY_ONE:
+            assert "small_differs" not in line
+            assert line["small_said"].startswith(("Not enough memory on elsewhere:0", "Training on other text needs"))
+        else:
+            assert line["small_differs"] == ""
+            assert line["small_said"].startswith("Out of memory with")
+    seen(f"{sum('small_differs' in line for line in lines)} of them with 7/10 of the memory that they took")
