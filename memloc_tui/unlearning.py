@@ -456,12 +456,15 @@ def _check(
     if options.keep < 1:
         raise UsageError("At least one paragraph has to be kept (--keep): without any, everything may be lost.")
     if options.objective != "memorize" and options.goal != "steps":
-        for row in rows:
-            if (em := int(catalogue.em[row])) <= length / 10:
-                raise UsageError(
-                    f"Paragraph {paragraphs.ids[row]} is not recited (EM {em} of {length}), so there is nothing to "
-                    "take out. Choose a memorized one, or teach it with the objective memorize."
-                )
+        strange = [row for row in rows if catalogue.em[row] <= length / 10]
+        if strange:
+            first = paragraphs.ids[strange[0]]
+            which = f"{len(strange)} of the {len(rows)} paragraphs, such as {first}, are"
+            raise UsageError(
+                f"{which if len(rows) > 1 else f'Paragraph {first} is'} not recited (EM {catalogue.em[strange[0]]} of "
+                f"{length}), so there is nothing to take out. Choose memorized ones, or teach them with the objective "
+                "memorize."
+            )
     if options.objective == "edit":
         if len(alternatives) != len(rows):
             raise UsageError(

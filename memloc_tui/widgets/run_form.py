@@ -90,7 +90,7 @@ class RunForm(RowList):
     def _note(self, field_: Field, form: Mapping[str, str]) -> str:
         value = form[field_.name]
         if field_.name == "paragraphs":
-            return "m marks one, * all in the list" if value == "marked" else visible(self.paragraph)
+            return "m marks one, * all in the list, M none" if value == "marked" else visible(self.paragraph)
         if field_.name == "place" and form["mask"] == "neurons":
             return "a layer, L2; the middle if empty"
         if field_.name == "sparsity":

@@ -157,7 +157,7 @@ class UnlearnPanel(LocalPanel):
             with Vertical(id="run-view"):
                 yield ViewNames(id="run-views")
                 yield OneLine(id="run-what", markup=False)
-                yield OneLine(id="run-cost", markup=False)
+                yield Static(id="run-cost", markup=False)
                 yield RunForm(id="run-form")
                 yield Curves(id="run-curves")
                 with VerticalScroll(id="run-result", can_focus=True):
@@ -289,7 +289,7 @@ class UnlearnPanel(LocalPanel):
                 (clock(most), "bold"),
                 f", {duration(cost.seconds_per_step)} a step · {memory(cost.bytes)}",
             )
-        line = self.query_one("#run-cost", OneLine)
+        line = self.query_one("#run-cost", Static)
         if line.content != said:
             line.update(said)
 

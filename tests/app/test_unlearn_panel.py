@@ -122,6 +122,16 @@ async def test_x_opens_the_form_with_the_defaults_and_an_estimate_is_asked_once(
         assert not asked(session, Unlearn)
 
 
+async def test_why_a_run_cannot_start_stands_there_whole(app: MemlocApp) -> None:
+    async with app.run_test(size=WIDE) as pilot:
+        await form(pilot)
+        await pilot.press("escape", "1", "asterisk", "x")
+        await until(pilot, lambda: "are not recited" in tab(app))
+        said = " ".join(shown(app, "#run-cost").split())
+        assert re.match(r"\d+ of the \d+ paragraphs, such as \w+, are not recited", said)
+        assert said.endswith("teach them with the objective memorize.")
+
+
 async def test_every_field_changes_by_key_and_by_mouse_and_the_run_is_the_one_that_was_described(
     app: MemlocApp, session: RunSession
 ) -> None:
