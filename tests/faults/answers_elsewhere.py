@@ -25,7 +25,7 @@ from memloc_core.loading import load
 from memloc_core.paragraphs import open_paragraphs
 from memloc_core.requests import Request
 from tests.faults import elsewhere
-from tests.faults.questions import Questions, differs
+from tests.faults.questions import P, Questions, differs
 from tests.faults.rounds import FULL
 from tests.unit import families
 from tests.unit.test_families_analyses import QUESTIONS, put
@@ -60,11 +60,22 @@ def questions(name: str, lm: LanguageModel, folder: Path) -> Iterator[tuple[str,
     table = Questions(folder / "questions", lm, open_paragraphs(r.OpenParagraphs("demo", "demo")))
     for kind in ANALYSES:
         yield kind.__name__, lambda kind=kind: table.ask(kind)
-    run: Any = table.ask(r.Unlearn)
-    for mask in r.MASKS if FULL else ():
-        yield f"Unlearn, mask {mask}", lambda mask=mask: dataclasses.replace(run, mask=mask)
-    for goal in r.GOALS if FULL else ():
-        yield f"Unlearn, goal {goal}", lambda goal=goal: dataclasses.replace(run, goal=goal)
+    for name, run in runs(table).items() if FULL else ():
+        yield f"Unlearn, {name}", lambda run=run: run
+
+
+def runs(table: Questions) -> dict[str, Request]:
+    """Runs of every mask, goal, objective and protocol, by name."""
+    rows, run = table.rows, table.ask(r.Unlearn)
+    assert isinstance(run, r.Unlearn)
+    run = dataclasses.replace(run, others=rows[12:14], family=rows[14:16], general=rows[40:44])
+    places = {"head": "L1H2", "layer": "L2", "component": "W_out"}
+    changes: dict[str, dict[str, Any]] = {mask: {"mask": mask, "place": places.get(mask, "")} for mask in r.MASKS}
+    changes |= {goal: {"goal": goal, "mask": "auto", "left_context": rows[30][:20]} for goal in ("break", "forget")}
+    changes["edit"] = {"objective": "edit", "alternatives": (rows[0][:P] + rows[5][P:],)}
+    changes["memorize"] = {"objective": "memorize", "targets": rows[20:21]}
+    changes |= {f"paper, {mask}": {"protocol": "paper", "mask": mask} for mask in ("gradient", "dense")}
+    return {name: dataclasses.replace(run, **change) for name, change in changes.items()}
 
 
 def answered(lm: LanguageModel, request: Request) -> tuple[Any, str]:

@@ -17,7 +17,8 @@ import pytest
 from tests.faults.rounds import FULL
 from tests.unit.families import ALL, UNKNOWN
 
-# Of the demo's questions those that cannot go on with fewer rows: they ask for one, or for rows that belong together.
+# Of the demo's questions those that cannot go on with fewer rows: they ask for one, or for rows that belong together,
+# or what they take is for all weights.
 ONE_BY_ONE = {
     "Continue",
     "Alternatives",
@@ -29,6 +30,8 @@ ONE_BY_ONE = {
     "AttributionPatching",
     "MeasureRemains",
     "ScoreWindows",
+    "Unlearn, paper, gradient",
+    "Unlearn, paper, dense",
 }
 NO_MODEL = {"NearDuplicates", "ExportCheckpoint"}
 
