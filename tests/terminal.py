@@ -27,6 +27,11 @@ class Screen(pyte.Screen):
         if not private:
             super().select_graphic_rendition(*attrs)
 
+    @property
+    def display(self) -> list[str]:
+        """The lines. Within a frame half of a wide character may stand alone for a moment, which pyte refuses."""
+        return ["".join(self.buffer[y][x].data for x in range(self.columns)) for y in range(self.lines)]
+
 
 class Terminal:
     """`with Terminal([...], columns=120, rows=36) as t: t.until("text")`."""
