@@ -60,6 +60,10 @@ def questions(name: str, lm: LanguageModel, folder: Path) -> Iterator[tuple[str,
     table = Questions(folder / "questions", lm, open_paragraphs(r.OpenParagraphs("demo", "demo")))
     for kind in ANALYSES:
         yield kind.__name__, lambda kind=kind: table.ask(kind)
+    ablation = table.ask(r.HeadAblation)
+    assert isinstance(ablation, r.HeadAblation)
+    yield "HeadAblation, mean", lambda: dataclasses.replace(ablation, kind="mean")
+    yield "Sweep, next-best", lambda: r.Sweep(table.rows[0], "next-best", 2, reference="own")
     for name, run in runs(table).items() if FULL else ():
         yield f"Unlearn, {name}", lambda run=run: run
 
