@@ -161,7 +161,7 @@ async def test_the_explorer_opens_wherever_a_damaged_file_says_it_was(seen: Any)
     from memloc_tui.settings import Settings
     from tests.app.helpers import opened
 
-    rng, n = random.Random(12), rounds(3, 300)
+    rng, n = random.Random(12), rounds(3, 100)
     texts = ("", "nonsense", "\x1b[2J[red]", "perturb", "EM", "x" * 500, "em>=50", "-1", "unlearn", "gradient")
     numbers = (0, -1, 7, 49, 50, 10**6, -(10**9), 2**63)
 
