@@ -396,8 +396,8 @@ def checks(run: Run, goal: Goal) -> list[Check]:
         said.append(
             Check("repetition", f"≤ {figure(usual)}", figure(repeated), None if usual != usual else repeated <= usual)
         )
-        back = float(after.relearned_em[-1].mean())
-        said.append(Check("relearned EM", f"< {c // 10}", figure(back), back < c / 10))
+        back = float("nan") if after.not_relearned else float(after.relearned_em[-1].mean())
+        said.append(Check("relearned EM", f"< {c // 10}", figure(back), None if after.not_relearned else back < c / 10))
     return said
 
 

@@ -342,7 +342,7 @@ class Session:
         return self._remember(key, answer)
 
     def _store(self, key: str, answer: Answer[Any]) -> Answer[Any]:
-        if self._cache is not None:
+        if self._cache is not None and answer.result.is_whole:
             kept = answer
             if isinstance(answer.request, Edited):  # where an edit's file lay is no part of the question
                 kept = replace(answer, request=replace(answer.request, files=()))

@@ -271,7 +271,7 @@ class Done:
         add("repetition in greedy text", lambda r: r.repetition.mean())
         if self.after.fresh_repetition.size:
             add("  the same after other prefixes", lambda r: r.fresh_repetition.mean())
-        if len(self.after.relearned_em) > 1:
+        if len(self.after.relearned_em) > 1 and not self.before.not_relearned + self.after.not_relearned:
             steps = len(self.after.relearned_em) - 1
             add(f"EM while training {steps} steps on other text{worst}", lambda r: r.relearned_em[1:].max())
         add(f"EM after rounding to 8 bits{worst}", lambda r: r.eight_bit_em.max())

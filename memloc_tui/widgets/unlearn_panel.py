@@ -376,10 +376,12 @@ class UnlearnPanel(LocalPanel):
             values = [figure(float(read(r))) if r is not None else "·" for r in (before, after)]
             return Content.assemble(f" {name:<25}", (f"{values[0]:>8}", "$text-muted"), f"{values[1]:>8}")
 
-        def last(values: object) -> float:
-            return float(np.asarray(values)[-1].mean())
+        def relearned(r: Remains, values: object) -> float:
+            return float("nan") if r.not_relearned else float(np.asarray(values)[-1].mean())
 
-        steps = len((after or before).relearned_em) - 1  # type: ignore[union-attr]
+        known = after if after is not None else before
+        assert known is not None
+        steps = len(known.relearned_em) - 1 + known.not_relearned
         lines += [
             row("EM", lambda r: r.em.mean()),
             row("NLL", lambda r: r.nll.mean()),
@@ -389,8 +391,8 @@ class UnlearnPanel(LocalPanel):
             row("share 75 % similar", lambda r: r.extracted_at_75.mean()),
             row("repeated 4-grams", lambda r: r.repetition.mean()),
             row("… in fresh text", lambda r: r.fresh_repetition.mean() if len(r.fresh_repetition) else np.nan),
-            row(f"EM, {steps} steps relearned", lambda r: last(r.relearned_em)),
-            row("longest, relearned", lambda r: last(r.relearned_longest)),
+            row(f"EM, {steps} steps relearned", lambda r: relearned(r, r.relearned_em)),
+            row("longest, relearned", lambda r: relearned(r, r.relearned_longest)),
             row("EM in 8 bits", lambda r: r.eight_bit_em.mean()),
             row("longest in 8 bits", lambda r: r.eight_bit_longest.mean()),
         ]

@@ -843,6 +843,23 @@ async def test_the_result_says_both_goals_and_what_remains(app: MemlocApp) -> No
         assert "✗ held-out same ≥ .9970 .9910" in text
         assert "edit distance 0 0.80" in text
         assert "EM, 20 steps relearned 51.0 4.00" in text
+        runs = app.explorer.unlearning
+        (number,) = runs.all
+        after = runs.all[number].after
+        assert after is not None
+        held = {check.name: check.holds for check in checks(runs.all[number], "forget")}
+        less = replace(after, relearned_em=after.relearned_em[:3], relearned_longest=after.relearned_longest[:3])
+        runs.change(number, after=replace(less, not_relearned=18))  # memory was too small for the rest
+        runs.draw()
+        await until(pilot, lambda: "relearned 51.0 ·" in " ".join(shown(app, "#run-result").split()))
+        text = " ".join(shown(app, "#run-result").split())
+        assert "EM, 20 steps relearned 51.0 ·" in text
+        assert "longest, relearned 52.0 ·" in text
+        assert held["relearned EM"] is True
+        assert {check.name: check.holds for check in checks(runs.all[number], "forget")} == {
+            **held,
+            "relearned EM": None,
+        }
 
 
 async def test_the_new_text_stands_under_the_true_one_with_its_first_mismatch_marked(app: MemlocApp) -> None:

@@ -28,7 +28,8 @@ from tests.faults.inside import InsideClient
 from tests.faults.questions import Questions, differs
 from tests.faults.rounds import FULL
 
-SAID = "Out of memory with"
+SAID = "Out of memory with|Training on other text needs .* GB beside the model"
+LESS = {"relearned_em", "relearned_longest", "not_relearned"}  # what then lacks of what remains after a run
 
 
 @contextmanager
@@ -80,10 +81,12 @@ def test_every_analysis_with_too_little_memory_answers_the_same_and_says_so(
         refusals += len(refused)
         if answer is None:
             assert kind in FIXED
-            assert re.match("Not enough memory on cpu|Training on other text needs .* GB beside the model", said)
+            assert re.match("Not enough memory on cpu", said)
         else:
-            assert not differs(answer.result, whole, but={"forwards"})
-            assert bool(refused) == any(SAID in notice for notice in answer.provenance.notices)
+            assert not differs(
+                answer.result, whole, but={"forwards"} if answer.result.is_whole else {"forwards", *LESS}
+            )
+            assert bool(refused) == any(re.search(SAID, notice) for notice in answer.provenance.notices)
         assert equal(copy_of(demo), weights)
     assert not differs(engine.answer(questions.ask(kind)).result, whole)
     assert (refusals == 0) == (kind in ONE_BY_ONE)
@@ -119,6 +122,25 @@ async def test_the_person_is_told_once(demo: Any, questions: Questions, monkeypa
     assert notices == ["Out of memory with 8 rows at once; went on with 4."]
 
 
+async def test_what_memory_was_too_small_for_is_measured_when_it_is_asked_again(
+    demo: Any, questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memloc_tui.engine_client.EngineClient", InsideClient)
+    monkeypatch.setattr(InsideClient, "lm", demo)
+    request = questions.ask(r.MeasureRemains)
+    for rows, known, steps in ((1, False, 0), (99, False, 2), (0, True, 2)):  # the third time nobody is asked
+        session = Session(Settings(device="cpu"))
+        await session.open()
+        try:
+            assert (session.peek(request) is not None) == known
+            with only(demo, rows):
+                answer = await session.ask(request)
+            assert session.peek(request) is not None
+        finally:
+            await session.close()
+        assert (len(answer.result.relearned_em), answer.result.is_whole) == (1 + steps, steps == 2)
+
+
 # The allocator itself refuses: torch says it by a RuntimeError on a processor.
 _SMALL = """
 import resource, sys
@@ -152,7 +174,7 @@ def test_an_allocator_that_refuses_halves_the_batch_too(seen: Any) -> None:
     done = subprocess.run([sys.executable, "-c", _SMALL], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Out of memory with 128 rows at once; went on with 64.")
-    seen(f"the process' memory limited: {done.stdout.count(SAID)} halvings, the result equal")
+    seen(f"the process' memory limited: {len(re.findall(SAID, done.stdout))} halvings, the result equal")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -171,6 +193,6 @@ def test_a_gpu_that_is_full_halves_the_batch_too(questions: Questions, seen: Any
         small = engine.answer(request)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert any(SAID in notice for notice in small.provenance.notices)
+    assert any(re.search(SAID, notice) for notice in small.provenance.notices)
     assert small.result.em.tolist() == whole.result.em.tolist()
     seen(f"GPU: {len(small.provenance.notices)} halvings, the result equal")

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from memloc_core.analyses.remains import edit_distance, repetition
-from memloc_core.engine import analysis
+from memloc_core.engine import Engine, analysis
 from memloc_core.errors import Cancelled, MemlocError, UsageError
 from memloc_core.loading import load, weight_fingerprint
 from memloc_core.requests import ExactMatch, MeasureRemains, OpenModel
 from memloc_core.unlearning.watching import longest_run
 from tests.conftest import result
+from tests.edits import copy_of, equal
+from tests.faults.questions import differs
 from tests.unit.families import held
 
 
@@ -284,6 +286,36 @@ def test_what_cannot_be_measured_is_said(demo, sets, change, says):
         given["other_text"] = (other[0], paragraphs[0])
     with pytest.raises(UsageError, match=says):
         result(demo, MeasureRemains(paragraphs, 50, **given))
+
+
+@pytest.mark.parametrize("fits", [0, 2])
+def test_where_memory_is_too_small_for_relearning_the_rest_is_measured(demo, sets, told, fits):
+    paragraphs, left, other = sets
+    passes = []
+
+    def full(module, args, kwargs):
+        if torch.is_grad_enabled():
+            passes.append(1)
+            if len(passes) > fits:
+                raise torch.OutOfMemoryError("simulated")
+
+    request = MeasureRemains(paragraphs, 50, left, other, relearn_steps=3, relearn_rate=4e-3, relearn_batch=4)
+    engine, before = Engine(), copy_of(demo)
+    engine.lm = demo
+    hook = demo.model.base_model.register_forward_pre_hook(full, with_kwargs=True)
+    try:
+        answer = engine.answer(request)
+    finally:
+        hook.remove()
+    less, lacks = answer.result, {"relearned_em", "relearned_longest", "not_relearned"}
+    assert not differs(less, told, but=lacks)
+    assert less.relearned_em.tolist() == told.relearned_em[: 1 + fits].tolist()
+    assert less.relearned_longest.tolist() == told.relearned_longest[: 1 + fits].tolist()
+    assert (less.not_relearned, less.is_whole) == (3 - fits, False)
+    assert (told.not_relearned, told.is_whole) == (0, True)
+    (notice,) = answer.provenance.notices
+    assert notice.startswith("Training on other text needs 0.02 GB beside the model, and cpu has not that much left")
+    assert equal(copy_of(demo), before)
 
 
 def test_training_that_blows_up_is_said(demo, sets):

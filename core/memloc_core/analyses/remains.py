@@ -88,6 +88,7 @@ def run(lm: LanguageModel, request: MeasureRemains) -> Generator[Progress, None,
         greedy=greedy,
         relearned_em=np.stack(relearned_em),
         relearned_longest=np.stack(relearned_longest),
+        not_relearned=steps + 1 - len(relearned_em),
         eight_bit_em=_leading(matched),
         eight_bit_longest=longest_run(matched).numpy(),
         peak_bytes=peak.bytes,
@@ -197,7 +198,10 @@ def _standing_in(weights: _Weights) -> Iterator[None]:
 def _relearned(
     lm: LanguageModel, request: MeasureRemains, rows: Tensor, other: Tensor | None, steps: int, peak: PeakMemory
 ) -> Iterator[Tensor]:
-    """After each Adam step on `other` [m, t]: which continuation tokens of rows [n, t] are the argmax, [n, c]."""
+    """After each Adam step on `other` [m, t]: which continuation tokens of rows [n, t] are the argmax, [n, c].
+
+    Ends early where memory is too small, and says so.
+    """
     if other is None or not steps:
         return
     generator = torch.Generator().manual_seed(request.seed)
@@ -234,10 +238,10 @@ def _relearned(
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        raise MemlocError(
+        lm.notices.append(
             f"Training on other text needs {needed / 1e9:,.2f} GB beside the model, and {lm.device} has not that much "
-            "left; ask for no relearning steps."
-        ) from None
+            "left: what it would bring back was not measured."
+        )
     finally:
         peak.held = 0
 

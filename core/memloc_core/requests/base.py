@@ -35,6 +35,11 @@ URGENT, NORMAL, BACKGROUND = 0, 1, 2
 class Result:
     """Base of every answer: a frozen dataclass whose fields are arrays, scalars, strings, or tuples of them."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing lacks that the same question may bring at another time; only then it is kept on disk."""
+        return True
+
 
 class Request:
     """Base of every question.

@@ -262,6 +262,11 @@ class Remains(Result):
     eight_bit_em: Ints  # [n] after rounding every matrix of the blocks to 8 bits and back
     eight_bit_longest: Ints  # [n]
     peak_bytes: int
+    not_relearned: int = 0  # relearning steps that there was too little memory for
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.not_relearned
 
     def extracted_most(self) -> Ints:
         """The longest run under any variant, [n]: what counts for "nothing of it is left"."""
@@ -275,11 +280,12 @@ class MeasureRemains(Request):
 
     `left_context` stands before a paragraph when its prefix is extended to the left, as many of its last tokens as
     `extensions` say; what it or the model is too short for is left out. Relearning takes `relearn_steps` Adam steps on
-    all weights over `relearn_batch` rows of `other_text`, which holds none of the paragraphs.
+    all weights over `relearn_batch` rows of `other_text`, which holds none of the paragraphs. Where memory is too small
+    for that (12 bytes a weight and more), the rest is measured all the same.
     """
 
     answer = Remains
-    version = 2
+    version = 3
     urgency = BACKGROUND
     paragraphs: tuple[Tokens, ...]
     prefix_length: int = 50
