@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from textual import constants
 from textual.app import SystemCommand
 from textual.binding import Binding
+from textual.css.query import NoMatches
 from textual.driver import Driver
 from textual.screen import Screen
 from textual.timer import Timer
+from textual.widget import MountError
 from textual.worker import Worker, WorkerState
 
 from memloc_tui.glyphs import visible
@@ -152,6 +154,11 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
             os.kill(os.getpid(), signal.SIGHUP)
 
         asyncio.get_running_loop().add_reader(watch, hung_up)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """What opens while we end, as on `e` and `q` in one burst, has none of its children: that is no failure."""
+        if not (self._exit and isinstance(error, NoMatches | MountError)):
+            super()._handle_exception(error)
 
     # --------------------------------------------------------------------------------------------------------- session
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import pytest
 from fake import PIECES, FakeSession, make_paragraphs
 from helpers import opened, until
 from textual import events
@@ -79,4 +81,17 @@ async def test_keys_after_the_one_that_quits_are_dropped(app: MemlocApp) -> None
     async with app.run_test(size=WIDE) as pilot:
         await opened(pilot)
         await burst(pilot, "q", *"wwww", "enter")
+    assert app.return_code == 0
+
+
+@pytest.mark.parametrize("turns", range(4, 10))
+@pytest.mark.parametrize("key", ["e", "l", "plus", "6"])
+async def test_what_opens_while_the_app_ends_is_no_failure(app: MemlocApp, key: str, turns: int) -> None:
+    """Some turns of the event loop after the key its dialog or tab is there, and what stands in it is not yet."""
+    async with app.run_test(size=WIDE) as pilot:
+        await opened(pilot)
+        app.post_message(events.Key(key, key if len(key) == 1 else None).set_sender(app))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        app.exit(return_code=0)
     assert app.return_code == 0
