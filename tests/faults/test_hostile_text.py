@@ -252,7 +252,7 @@ async def test_a_text_of_ones_own_is_shown_as_text_and_asked_as_it_is(
         return EncodedText(np.array([ord(c) % world.size for c in request.text], np.int64))
 
     monkeypatch.setattr(InsideClient, "answers", {**world.answers, EncodeText: encoded})
-    app, n = MemlocApp(settings), rounds(12, 300)
+    app, n = MemlocApp(settings), rounds(12, 150)
     async with app.run_test(size=(90, 30), notifications=True) as pilot:
         await opened(pilot)
         for number, text in enumerate(strings(n, 5)):
