@@ -72,7 +72,7 @@ def download(settings: Settings, source: str, as_json: bool, data: bool = False)
 
     def told_to_end(*_: object) -> None:
         ended_by.append(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt  # not by SIGINT, which is ignored in the background of a script
 
     signal.signal(signal.SIGTERM, told_to_end)
     try:

@@ -442,11 +442,17 @@ def test_two_at_once_do_not_write_one_file(hub, files):
     assert sources.model_folder(NAME)
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_it_at_once_and_nothing_half_counts_as_a_model(hub, files, signal_):
+@pytest.mark.parametrize(("signal_", "ignored"), [(signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGTERM, (2,))])
+def test_ctrl_c_ends_it_at_once_and_nothing_half_counts_as_a_model(hub, files, signal_, ignored):
+    """SIGTERM also in the background of a script, where SIGINT is ignored."""
     hub.give(NAME, files)
     hub.pace = 0.2
-    process = subprocess.Popen(command("download", NAME), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("download", NAME),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
+    )
     wait_for(lambda: any(parts()) and hub.sent > 20_000)
     started = time.monotonic()
     process.send_signal(signal_)
