@@ -128,7 +128,7 @@ def test_the_fit_is_the_minimum_of_the_penalised_loss() -> None:
 
     optimizer.step(loss)
     assert found.weights == pytest.approx(w.detach().numpy(), abs=1e-4)
-    assert found.bias == pytest.approx(float(b), abs=1e-4)
+    assert found.bias == pytest.approx(float(b.detach()), abs=1e-4)
     assert detection.auc(found.log_odds(values), memorized) > 0.6
 
 
