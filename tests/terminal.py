@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,8 +48,17 @@ class Terminal:
         echo: bool = True,
         deaf: bool = False,
     ) -> None:
-        """`echo`: whether the terminal itself shows what is typed while no program reads it. `deaf`: the program starts
-        with SIGHUP ignored, as under nohup; else it does not, even if these tests do."""
+        """`echo`: whether the terminal itself deals with what is typed while no program reads it: it shows that, and
+        stops at Ctrl-S. `deaf`: the program starts with SIGHUP ignored, as under nohup; else it does not, even if
+        these tests do."""
+
+        def begin() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if deaf else signal.SIG_DFL)
+            if not echo:
+                attributes = termios.tcgetattr(0)
+                attributes[0] &= ~termios.IXON
+                termios.tcsetattr(0, termios.TCSANOW, attributes)
+
         # COLUMNS and LINES, which a test runner may have set, would stand above the terminal's own size.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         full = {**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(env or {})}
@@ -59,7 +69,7 @@ class Terminal:
             env=full,
             cwd=str(cwd) if cwd else None,
             echo=echo,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if deaf else signal.SIG_DFL),
+            preexec_fn=begin,
         )
         os.set_blocking(self.process.fd, False)
         self.screen = Screen(columns, rows)
