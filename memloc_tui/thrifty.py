@@ -159,6 +159,8 @@ def _whole(line: list[Cell], start: int, stop: int) -> None:
 def _put(line: list[Cell], x: int, char: str, style: Style) -> int:
     """Write a character at column x of a line; the column behind it."""
     cells = cell_len(char)
+    if x > len(line):
+        return x
     if not cells:  # a mark on the character before
         place = x - 1
         while place > 0 and line[place] is not None and not line[place][0]:  # type: ignore[index]

@@ -53,6 +53,22 @@ def test_the_terminal_shows_the_same(written: list[str]) -> None:
         assert (whole.cursor.x, whole.cursor.y) == (thrifty.cursor.x, thrifty.cursor.y)
 
 
+MARKED = st.lists(st.sampled_from(["a", "漢", "e\u0301", "漢\u0301", "\u0301", "\u200d"]), min_size=1, max_size=8)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2 * WIDTH), st.integers(0, HEIGHT + 2), MARKED.map("".join)), min_size=1))
+@budget(max_examples=300)
+def test_what_was_drawn_for_a_larger_terminal_is_passed_on_as_it_is(pieces: list[tuple[int, int, str]]) -> None:
+    """The terminal has become smaller, and the app does not know it yet."""
+    glass = Glass()
+    for x, y, text in pieces:
+        frame = f"\x1b[{y + 1};{x + 1}H{text}"
+        sent = glass.less(frame, (WIDTH, HEIGHT))
+        if x + cell_len(text) > WIDTH or y >= HEIGHT:
+            assert sent == frame
+            assert not any(cell for line in glass.cells for cell in line)
+
+
 @given(frames())
 @budget(max_examples=60)
 def test_the_same_frame_again_costs_nothing(written: list[str]) -> None:
