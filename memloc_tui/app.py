@@ -156,7 +156,7 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         asyncio.get_running_loop().add_reader(watch, hung_up)
 
     def _handle_exception(self, error: Exception) -> None:
-        """What opens while we end, as on `e` and `q` in one burst, has none of its children: that is no failure."""
+        """What opens while we end, as a dialog when SIGTERM comes, has none of its children: that is no failure."""
         if not (self._exit and isinstance(error, NoMatches | MountError)):
             super()._handle_exception(error)
 

@@ -398,13 +398,11 @@ class UnlearnPanel(LocalPanel):
         ]
         if run.measuring:
             lines.append(Content.styled(f" {run.measuring}", "$text-muted"))
-        return [*lines, *self._prefixes(before, after)]
+        return [*lines, *self._prefixes(known, before, after)]
 
     @staticmethod
-    def _prefixes(before: Remains | None, after: Remains | None) -> list[Content]:
+    def _prefixes(known: Remains, before: Remains | None, after: Remains | None) -> list[Content]:
         """The longest recited run under each prefix that was tried."""
-        known = after if after is not None else before
-        assert known is not None
         lines = [Content.styled(" longest recited run, largest of all", "$text-muted")]
         for i, name in enumerate(known.variants):
             values = [str(int(r.extracted[i].max())) if r is not None else "·" for r in (before, after)]

@@ -25,7 +25,7 @@ from memloc_core.loading import load
 from memloc_core.paragraphs import open_paragraphs
 from memloc_core.requests import Request
 from tests.faults import elsewhere
-from tests.faults.questions import P, Questions, differs
+from tests.faults.questions import RELEARNED, P, Questions, differs
 from tests.faults.rounds import FULL
 from tests.unit import families
 from tests.unit.test_families_analyses import QUESTIONS, put
@@ -115,8 +115,8 @@ def main(name: str, folder: Path) -> None:
             fewer, line["small_said"] = answered(there, ask())
             memory.limit = None
             if fewer:
-                lacks = {"relearned_em", "relearned_longest", "not_relearned"} if not fewer.result.is_whole else set()
-                line["small_differs"] = differs(one.result, fewer.result, but={"forwards", *lacks})
+                lacks = {"forwards"} if fewer.result.is_whole else {"forwards", *RELEARNED}
+                line["small_differs"] = differs(one.result, fewer.result, but=lacks)
                 line["small_said"] = next(iter(fewer.provenance.notices), "")
             del fewer
             line["small_left"] = taken() - before

@@ -18,15 +18,12 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _setup_privateuseone_for_python_backend("elsewhere")
 DEVICE = torch.device("elsewhere", 0)
 aten = torch.ops.aten
-_OF_BOTH = {
-    getattr(op, name)
-    for op, name in (
-        (aten._to_copy, "default"),
-        (aten.copy_, "default"),
-        (aten.index, "Tensor"),
-        (aten.index_put, "default"),
-        (aten.index_put_, "default"),
-    )
+_OF_BOTH = {  # as on a GPU: copies, and indices that lie on the processor
+    aten._to_copy.default,
+    aten.copy_.default,
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
 }
 
 

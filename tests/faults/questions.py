@@ -24,6 +24,8 @@ NOT_THE_ENGINES = {r.ClaimTest}  # worked out by the explorer from answers to th
 # Clocks: what two runs of the same question never agree on.
 TIMES = {"step_seconds", "seconds_per_step", "seconds_to_start", "seconds", "reading", "scoring", "peak_bytes", "bytes"}
 
+RELEARNED = {"relearned_em", "relearned_longest", "not_relearned"}  # what lacks where memory was too small for it
+
 
 class Questions:
     """A dictionary of questions by kind, over files in a folder of their own."""

@@ -25,11 +25,10 @@ from memloc_tui.settings import Settings
 from tests.conftest import result
 from tests.edits import copy_of, equal
 from tests.faults.inside import InsideClient
-from tests.faults.questions import Questions, differs
+from tests.faults.questions import RELEARNED, Questions, differs
 from tests.faults.rounds import FULL
 
 SAID = "Out of memory with|Training on other text needs .* GB beside the model"
-LESS = {"relearned_em", "relearned_longest", "not_relearned"}  # what then lacks of what remains after a run
 
 
 @contextmanager
@@ -84,7 +83,7 @@ def test_every_analysis_with_too_little_memory_answers_the_same_and_says_so(
             assert re.match("Not enough memory on cpu", said)
         else:
             assert not differs(
-                answer.result, whole, but={"forwards"} if answer.result.is_whole else {"forwards", *LESS}
+                answer.result, whole, but={"forwards"} if answer.result.is_whole else {"forwards", *RELEARNED}
             )
             assert bool(refused) == any(re.search(SAID, notice) for notice in answer.provenance.notices)
         assert equal(copy_of(demo), weights)
