@@ -1,8 +1,9 @@
 """A training step of an unlearning run over a plain forward and backward pass of the same batch.
 
-At GPT-Neo 125M's shape and on the embedded model. The plain pass is what one would write without memloc: labels in,
-the gradient of every parameter out, of the raw model. Memory is the largest sum of torch's and Python's allocations at
-any moment; the plain pass holds what it keeps for going backward, and one gradient.
+At GPT-Neo 125M's shape and on the embedded model, on the processor and, where there is one, on a GPU. The plain pass is
+what one would write without memloc: labels in, the gradient of every parameter out, of the raw model. Memory is the
+largest sum of torch's and Python's allocations at any moment; the plain pass holds what it keeps for going backward,
+and one gradient.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from memloc_core.requests import OpenModel, Unlearn
 from memloc_core.unlearning import masks
 from memloc_core.unlearning.training import Training
 from memloc_core.unlearning.weights import Adam
-from tests.benchmarks.common import finish, paired, peak_bytes, random_model, ratio, report
+from tests.benchmarks.common import devices, finish, paired, peak_bytes, random_model, ratio, report
 
 KEPT = {"125M": 3, "embedded": 16}  # rows in a step beside the one that is changed
 
 
 def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
     """Ratios of a step with single weights, with whole neurons, and with all weights."""
-    draw = torch.Generator().manual_seed(0)
+    device, draw = lm.info.device, torch.Generator().manual_seed(0)
     rows = tuple(map(tuple, torch.randint(0, lm.info.vocabulary, (KEPT[name] + 1, 100), generator=draw).tolist()))
     request = Unlearn(rows[:1], rows[1:], goal="steps", kept_per_step=KEPT[name])
     run = Training(lm, request)
     run.keep_what_was()
     batch = run.batch()
-    ids = torch.tensor(rows)
+    ids = torch.tensor(rows, device=device)
     labels = ids.clone()
     labels[:, :50] = -100
 
@@ -41,7 +42,7 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
         lm.model.zero_grad(set_to_none=True)
 
     gradient = sum(parameter.nbytes for parameter in lm.model.parameters())
-    usual = peak_bytes(plain)
+    usual = peak_bytes(plain, device)
     held = {f"{name}, memory of plain forward + backward / one gradient": usual / gradient}
     works = {"plain": plain}
     total = masks.size(lm, "dense", 1.0)
@@ -50,9 +51,13 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
         asked = Unlearn(rows[:1], rows[1:], goal="steps", mask=mask)  # type: ignore[arg-type]
         chosen = Training(lm, asked)
         chosen.keep_what_was()
-        found = []
+        found: list[Any] = []
         k = masks.size(lm, asked.mask, asked.sparsity)  # type: ignore[arg-type]
-        choosing = peak_bytes(lambda chosen=chosen, found=found, k=k: found.append(finish(chosen.choose(k))))  # type: ignore[misc]
+
+        def choose(chosen: Training = chosen, found: list[Any] = found, k: int = k) -> None:
+            found.append(finish(chosen.choose(k)))
+
+        choosing = peak_bytes(choose, device)
         weights = found[0]
         adam = Adam(weights.old, 1e-3)
 
@@ -62,10 +67,10 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
 
         works[kind] = step
         held[f"{name}, memory of choosing {kind} / plain"] = choosing / usual
-        held[f"{name}, memory of a step with {kind} / plain"] = peak_bytes(step) / usual
+        held[f"{name}, memory of a step with {kind} / plain"] = peak_bytes(step, device) / usual
     for work in works.values():
         work()
-    taken = paired(repeats, **works)
+    taken = paired(repeats, device, **works)
     figures = {f"{name}, plain forward + backward, seconds": min(taken["plain"])}
     figures |= {f"{name}, step with {kind} / plain": ratio(taken, kind, "plain") for kind in kinds}
     figures[f"{name}, state of Adam in % of the weights"] = 2 * masks.size(lm, "random", 0.001) / total * 100
@@ -73,11 +78,11 @@ def measure(lm: LanguageModel, name: str, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    demo = loading.load(OpenModel("demo", device="cpu"))
-    figures = measure(demo, "embedded", 7)
-    figures |= measure(random_model(), "125M", 3)
-    goals = {key: ("<=", 1.0 if "memory" in key else 1.15) for key in figures if key.endswith("/ plain")}
-    report("unlearning step, fp32", figures, goals)
+    for device in devices():
+        figures = measure(loading.load(OpenModel("demo", device=device)), "embedded", 7)
+        figures |= measure(random_model(device=device), "125M", 3)
+        goals = {key: ("<=", 1.0 if "memory" in key else 1.15) for key in figures if key.endswith("/ plain")}
+        report(f"unlearning step, fp32, {device}", figures, goals)
 
 
 if __name__ == "__main__":

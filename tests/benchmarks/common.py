@@ -20,6 +20,7 @@ from typing import Any
 
 RESULTS = Path("bench-results")
 RECORDS = "MEMLOC_BENCH_RECORDS"  # names the file to which `report` adds one line of JSON, for the table of a whole run
+DEVICES = "MEMLOC_BENCH_DEVICES"  # the only ones to measure: "cuda:0", or "cpu,cuda:0"
 
 
 def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
@@ -59,12 +60,18 @@ def ratio(taken: dict[str, list[float]], a: str, b: str) -> float:
     return statistics.median(x / y for x, y in zip(taken[a], taken[b], strict=True))
 
 
-def peak_bytes(work: Callable[[], Any]) -> int:
+def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
     """An upper bound of what torch's tensors and Python's and numpy's objects, made while it runs, hold together: the
-    most of the one plus the most of the other, which may be held at different moments."""
+    most of the one plus the most of the other, which may be held at different moments. On a GPU what its tensors hold
+    there."""
     import numpy as np
     import torch
 
+    if device != "cpu":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         tracemalloc.start()
         work()
@@ -86,14 +93,15 @@ def finish(steps: Any) -> Any:
 
 
 def devices() -> list[str]:
-    """The processor, and the first GPU where there is one; fp32 there means fp32, not TF32."""
+    """The processor, and the first GPU where there is one, or those that MEMLOC_BENCH_DEVICES names; fp32 there means
+    fp32, not TF32."""
     import torch
 
     torch.set_float32_matmul_precision("highest")
-    if not torch.cuda.is_available():
-        return ["cpu"]
     torch.backends.cudnn.allow_tf32 = False
-    return ["cpu", "cuda:0"]
+    if wanted := os.environ.get(DEVICES):
+        return wanted.split(",")
+    return ["cpu", "cuda:0"] if torch.cuda.is_available() else ["cpu"]
 
 
 def random_model(dtype: str = "float32", device: str = "cpu", **shape: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Every question of one model, answered by the processor and by the device of `elsewhere`, which it prints compared.
+"""Every question of one model, answered by the processor and by another device, which it prints compared.
 
-`python -m tests.faults.answers_elsewhere demo FOLDER`, or a family of tests/unit/families.py instead of "demo": a JSON
-object a line, with the kind of question, where the answers differ ("" is nowhere), the bytes that stay taken there
-afterwards, and where the device then had no more than 7/10 of the memory that the answer took, what became of it.
+`python -m tests.faults.answers_elsewhere demo FOLDER DEVICE`, or a family of tests/unit/families.py instead of "demo".
+The device is "elsewhere", that of `elsewhere`, or a GPU. A JSON object a line: the kind of question, where the answers
+differ ("" is nowhere), the bytes that stay taken there afterwards, and where the device then had no more than 7/10 of
+the memory that the answer took, what became of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import gc
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from memloc_core.language_model import LanguageModel
 from memloc_core.loading import load
 from memloc_core.paragraphs import open_paragraphs
 from memloc_core.requests import Request
-from tests.faults import elsewhere
 from tests.faults.questions import RELEARNED, P, Questions, differs
 from tests.faults.rounds import FULL
 from tests.unit import families
@@ -37,12 +38,53 @@ def made(name: str) -> LanguageModel:
     return load(r.OpenModel("demo", device="cpu")) if name == "demo" else families.made(name)
 
 
-def both(name: str) -> tuple[LanguageModel, LanguageModel]:
-    """The model on the processor, and the same one elsewhere."""
+def both(name: str, device: torch.device) -> tuple[LanguageModel, LanguageModel]:
+    """The model on the processor, and the same one on the device."""
     here, moved = made(name), made(name).model
-    moved.to(elsewhere.DEVICE)  # type: ignore[arg-type]
-    moved.tie_weights()  # a parameter that moves to this device becomes another one
-    return here, LanguageModel(moved, dataclasses.replace(here.info, device=str(elsewhere.DEVICE)))
+    moved.to(device)  # type: ignore[arg-type]
+    moved.tie_weights()  # a parameter that moves to `elsewhere` becomes another one
+    return here, LanguageModel(moved, dataclasses.replace(here.info, device=str(device)))
+
+
+class OfGpu:
+    """A GPU's memory, as `elsewhere.memory` tells of that device's; a limit holds for what torch sets aside, which is
+    more than what it uses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._limit = device, None
+
+    @property
+    def taken(self) -> int:
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.memory_allocated(self.device)
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device)
+
+    @peak.setter
+    def peak(self, to: int) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    @property
+    def limit(self) -> int | None:
+        return self._limit
+
+    @limit.setter
+    def limit(self, to: int | None) -> None:
+        self._limit = to
+        torch.cuda.empty_cache()
+        whole = torch.cuda.mem_get_info(self.device)[1]
+        more = torch.cuda.memory_reserved(self.device) - self.taken
+        torch.cuda.set_per_process_memory_fraction(1.0 if to is None else (to + more) / whole, self.device)
+
+
+def memory_of(device: str) -> tuple[torch.device, Any]:
+    if device == "elsewhere":
+        from tests.faults import elsewhere
+
+        return elsewhere.DEVICE, elsewhere.memory
+    return torch.device(device), OfGpu(torch.device(device))
 
 
 def questions(name: str, lm: LanguageModel, folder: Path) -> Iterator[tuple[str, Callable[[], Request]]]:
@@ -92,21 +134,26 @@ def answered(lm: LanguageModel, request: Request) -> tuple[Any, str]:
         return None, str(error)
 
 
-def taken() -> int:
-    gc.collect()
-    return elsewhere.memory.taken
-
-
-def main(name: str, folder: Path) -> None:
+def main(name: str, folder: Path, device_name: str = "elsewhere") -> None:
     torch.set_num_threads(1)
-    here, there = both(name)
-    memory = elsewhere.memory
+    device, memory = memory_of(device_name)
+    here, there = both(name, device)
+    near = 1e-4 if device_name == "elsewhere" else 1e-3
+
+    def taken() -> int:
+        gc.collect()
+        return memory.taken
+
     for kind, ask in questions(name, here, folder):
         one, refusal = answered(here, ask())
+        if device_name != "elsewhere":
+            answered(there, ask())  # libraries take their work space with the first call
         before = memory.peak = taken()
+        began = time.perf_counter()
         other, said = answered(there, ask())
         line: dict[str, Any] = {"kind": kind, "refused": refusal, "peak": memory.peak - before}
-        line["differs"] = differs(one and one.result, other and other.result, but={"forwards"}) or (
+        line["seconds"] = time.perf_counter() - began
+        line["differs"] = differs(one and one.result, other and other.result, but={"forwards"}, near=near) or (
             "" if said == refusal else said
         )
         line["left"] = taken() - before
@@ -116,7 +163,7 @@ def main(name: str, folder: Path) -> None:
             memory.limit = None
             if fewer:
                 lacks = {"forwards"} if fewer.result.is_whole else {"forwards", *RELEARNED}
-                line["small_differs"] = differs(one.result, fewer.result, but=lacks)
+                line["small_differs"] = differs(one.result, fewer.result, but=lacks, near=near)
                 line["small_said"] = next(iter(fewer.provenance.notices), "")
             del fewer
             line["small_left"] = taken() - before
@@ -124,4 +171,4 @@ def main(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
