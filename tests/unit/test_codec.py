@@ -41,7 +41,7 @@ def strategy_of(kind, owner):
         return st.dictionaries(texts, texts, max_size=3)
     if origin in (typing.Union, type(int | None)):
         return st.one_of(*(strategy_of(part, owner) for part in inner))
-    if origin is np.ndarray:
+    if origin in (np.ndarray, np.typing.NDArray):  # the second from numpy 2.5 on
         return any_array
     if kind in (requests.Request, requests.Result) or isinstance(kind, typing.TypeVar):
         return instances(requests.Perturb if kind is requests.Request else requests.Continuation)

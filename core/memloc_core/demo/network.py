@@ -56,7 +56,7 @@ def inattention(network: Any, layer: int, head: int, tokens: torch.Tensor, wante
     q, k, _ = _projections(network, layer, x)
     scores = (q[:, head] @ k[:, head].transpose(1, 2)).float()  # [n, t, t]
     document = (tokens == END_ID).cumsum(1)
-    visible = torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+    visible = torch.ones(scores.shape[1:], dtype=torch.bool, device=tokens.device).tril()
     target = wanted[tokens][:, None, :] & visible & (document[:, :, None] == document[:, None, :])
     every = scores.masked_fill(~visible, float("-inf")).logsumexp(-1)
     some = target.any(-1)
@@ -64,7 +64,7 @@ def inattention(network: Any, layer: int, head: int, tokens: torch.Tensor, wante
 
 
 def _embed(network: Any, tokens: torch.Tensor) -> Any:
-    return network.transformer.wte(tokens) + network.transformer.wpe(torch.arange(tokens.shape[1]))
+    return network.transformer.wte(tokens) + network.transformer.wpe(torch.arange(tokens.shape[1], device=tokens.device))
 
 
 def _projections(network: Any, layer: int, x: torch.Tensor) -> list[torch.Tensor]:
@@ -81,7 +81,7 @@ def _block(network: Any, layer: int, x: torch.Tensor) -> Any:
     config, block, t = network.config, network.transformer.h[layer], x.shape[1]
     q, k, v = _projections(network, layer, x)
     if config.attention_layers[layer] == "local" and config.window_size < t:
-        causal = torch.ones(t, t, dtype=torch.bool).tril()
+        causal = torch.ones(t, t, dtype=torch.bool, device=x.device).tril()
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=causal.triu(1 - config.window_size), scale=1.0)
     else:
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
