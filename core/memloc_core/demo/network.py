@@ -64,7 +64,8 @@ def inattention(network: Any, layer: int, head: int, tokens: torch.Tensor, wante
 
 
 def _embed(network: Any, tokens: torch.Tensor) -> Any:
-    return network.transformer.wte(tokens) + network.transformer.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    return network.transformer.wte(tokens) + network.transformer.wpe(positions)
 
 
 def _projections(network: Any, layer: int, x: torch.Tensor) -> list[torch.Tensor]:
