@@ -6,12 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from memloc_core import gelu
 from memloc_core.language_model import LanguageModel
-
-_TANH_GELUS = ("NewGELUActivation", "FastGELUActivation", "GELUTanh")  # of transformers: several passes over memory
 
 
 class Bfloat16Pass:
@@ -24,16 +22,13 @@ class Bfloat16Pass:
     def __init__(self, lm: LanguageModel) -> None:
         self.device = lm.device.type
         self._modules: list[tuple[nn.Module, nn.Parameter, nn.Parameter]] = []
-        self._gelus: list[nn.Module] = []
+        self._gelus = gelu.slow_ones(lm.model)
         for module in lm.model.modules():
-            kind = type(module).__name__
-            if kind in ("Linear", "Conv1D"):  # an embedding that the head is tied to stays whole
+            if type(module).__name__ in ("Linear", "Conv1D"):  # an embedding that the head is tied to stays whole
                 weight = module.weight
                 assert isinstance(weight, nn.Parameter)
                 rounded = nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
                 self._modules.append((module, weight, rounded))
-            elif kind in _TANH_GELUS:
-                self._gelus.append(module)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -41,16 +36,10 @@ class Bfloat16Pass:
         try:
             for module, _, rounded in self._modules:
                 module.weight = rounded
-            for gelu in self._gelus:
-                gelu.forward = _fused_gelu
+            gelu.fuse(self._gelus)
             with torch.autocast(self.device, torch.bfloat16):
                 yield
         finally:
             for module, weight, _ in self._modules:
                 module.weight = weight
-            for gelu in self._gelus:
-                vars(gelu).pop("forward", None)
-
-
-def _fused_gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+            gelu.unfuse(self._gelus)

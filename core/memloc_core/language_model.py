@@ -22,9 +22,10 @@ from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import Cancelled, MemlocError, UsageError
 from memloc_core.requests import ModelInfo, Tokens
 
-LOGITS_AT_ONCE = 16_000_000  # elements of the largest logits tensor, 64 MB in fp32
+LOGITS_AT_ONCE = 64_000_000  # elements of the largest logits tensor, 256 MB in fp32
 _LOGITS_IN_CACHE = 2_000_000  # elements of a piece of logits that a processor's caches hold
 _ROWS_AT_ONCE = 1024  # that a processor scores for each time that it reads the head's weights
+_TILE = 128  # rows that a GPU's matrix product computes together, or wastes
 
 
 NO_TOKEN = -1  # what a pass predicts whose logits are NaN: no token, so it matches none
@@ -105,10 +106,15 @@ class LanguageModel:
         take a third of the head's matmul on a CPU.
         """
         flat, wanted = hidden.flatten(0, 1), targets.to(hidden.device).flatten()[:, None]
-        step = _ROWS_AT_ONCE if self.device.type == "cpu" else max(1, LOGITS_AT_ONCE // self.info.vocabulary)
+        step = _ROWS_AT_ONCE if self.device.type == "cpu" else self._rows_of_logits()
         parts = [self._scores_of(flat[i : i + step], wanted[i : i + step]) for i in range(0, len(flat), step)]
         predicted, margin, nll = (torch.cat(column).view(targets.shape) for column in zip(*parts, strict=True))
         return TokenScores(predicted, margin, nll)
+
+    def _rows_of_logits(self) -> int:
+        """How many rows' logits a GPU holds at once."""
+        rows = max(1, LOGITS_AT_ONCE // self.info.vocabulary)
+        return rows if rows < _TILE else rows - rows % _TILE
 
     def _scores_of(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Argmax, margin and NLL, each [n, 1], of targets [n, 1] under hidden states [n, w]."""

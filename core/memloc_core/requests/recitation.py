@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from memloc_core.requests.base import BACKGROUND, URGENT, Reference, Request, Result, Strategy, Tokens
@@ -163,10 +164,15 @@ def random_tokens(seed: int, position: int, draws: int, vocabulary: int, origina
 
     One generator per (seed, position): a draw depends neither on other positions nor on how many are asked for.
     """
+    drawn = _drawn(seed, position, draws, vocabulary)
+    return tuple(token + (token >= original) for token in drawn)
+
+
+@lru_cache(maxsize=4096)  # many paragraphs are swept with the same seed
+def _drawn(seed: int, position: int, draws: int, vocabulary: int) -> Tokens:
     import numpy as np
 
-    drawn = np.random.default_rng((seed, position)).integers(0, vocabulary - 1, draws)
-    return tuple((drawn + (drawn >= original)).tolist())
+    return tuple(np.random.default_rng((seed, position)).integers(0, vocabulary - 1, draws).tolist())
 
 
 @dataclass(frozen=True)
