@@ -22,10 +22,10 @@ from memloc_core.devices import PeakMemory, ran_out
 from memloc_core.errors import Cancelled, MemlocError, UsageError
 from memloc_core.requests import ModelInfo, Tokens
 
-LOGITS_AT_ONCE = 64_000_000  # elements of the largest logits tensor, 256 MB in fp32
+LOGITS_AT_ONCE = 128_000_000  # elements of the largest logits tensor on a GPU, 512 MB in fp32
 _LOGITS_IN_CACHE = 2_000_000  # elements of a piece of logits that a processor's caches hold
 _ROWS_AT_ONCE = 1024  # that a processor scores for each time that it reads the head's weights
-_TILE = 128  # rows that a GPU's matrix product computes together, or wastes
+_TILE = 128  # rows: a GPU's matrix product computes whole tiles of them
 
 
 NO_TOKEN = -1  # what a pass predicts whose logits are NaN: no token, so it matches none

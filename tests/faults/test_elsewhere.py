@@ -1,6 +1,7 @@
 """A device with memory of its own: every question is answered there as on the processor, with too little memory too.
 
 Nothing on a machine without a GPU would otherwise notice a tensor on the wrong device, or one that is never let go.
+Where there is a GPU it is asked as well.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.faults.rounds import FULL
 
@@ -36,9 +38,9 @@ ONE_BY_ONE = {
 NO_MODEL = {"NearDuplicates", "ExportCheckpoint"}
 
 
-def answers(name: str, folder: Path) -> list[dict[str, Any]]:
+def answers(name: str, folder: Path, device: str = "elsewhere") -> list[dict[str, Any]]:
     """What `answers_elsewhere` says of a model, in a process of its own."""
-    command = [sys.executable, "-m", "tests.faults.answers_elsewhere", name, str(folder)]
+    command = [sys.executable, "-m", "tests.faults.answers_elsewhere", name, str(folder), device]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -69,3 +71,16 @@ def test_a_device_with_memory_of_its_own_gives_the_processor_s_answers_and_takes
             assert line["small_differs"] == ""
             assert line["small_said"].startswith(("Out of memory with", "Training on other text needs"))
     seen(f"{sum('small_differs' in line for line in lines)} of them with 7/10 of the memory that they took")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_gives_the_processor_s_answers_and_keeps_nothing(tmp_path: Path, seen: Any) -> None:
+    lines = answers("demo", tmp_path, "cuda:0")
+    assert {line["kind"]: line["differs"] for line in lines if line["differs"]} == {}
+    assert {line["kind"] for line in lines if line["left"] or line["small_left"]} == set()
+    assert not any(line.get("small_differs") for line in lines)
+    known = ("Out of memory with", "Not enough memory on cuda:0", "Training on other text needs")
+    assert all(line["small_said"].startswith(known) or line["small_said"] == "" for line in lines)
+    fewer = sum(line["small_said"].startswith("Out of memory with") for line in lines)
+    assert fewer >= 10
+    seen(f"{len(lines)} questions of a GPU; with 7/10 of the memory that they took {fewer} went on with fewer rows")
