@@ -51,7 +51,8 @@ NAMED = [
     "\x1b[3~",
     "\x0c",
 ]
-CONTROLS = ["\x10", "\x12", "\x13", "\x01", "\x05", "\x0b", "\x15", "\x17", "\x1b[1;5C", "\x1b[1;2B"]
+PALETTE = "\x10"  # which can quit
+CONTROLS = [PALETTE, "\x12", "\x13", "\x01", "\x05", "\x0b", "\x15", "\x17", "\x1b[1;5C", "\x1b[1;2B"]
 CONTROLS += ["\x1bOP", "\x1b[24~"]
 PASTED = [
     f"\x1b[200~{text}\x1b[201~" for text in (ATTACK, "em>=50 genre:x", "[red]" * 50, "漢字 e\u0301 🏳️‍🌈", "x" * 3000)
@@ -112,19 +113,20 @@ def hostile_set(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def something(rng: random.Random, terminal: Terminal) -> str:
-    """What the person does next; mostly keys, now and then something that no keyboard sends."""
+def something(rng: random.Random, terminal: Terminal, stays: bool) -> str:
+    """What the person does next; mostly keys, now and then something that no keyboard sends. One who `stays` opens no
+    palette, by its key or in the bottom line."""
     kind = rng.random()
     if kind < 0.45:
         return rng.choice(KEYS)
     if kind < 0.72:
         return rng.choice(NAMED)
     if kind < 0.86:
-        column, row = rng.randrange(terminal.screen.columns), rng.randrange(terminal.screen.lines)
+        column, row = rng.randrange(terminal.screen.columns), rng.randrange(max(1, terminal.screen.lines - stays))
         button = rng.choice((0, 0, 0, 0, 1, 2, 64, 65, 35))
         return f"\x1b[<{button};{column + 1};{row + 1}M" + f"\x1b[<{button};{column + 1};{row + 1}m" * (button < 3)
     if kind < 0.92:
-        return rng.choice(CONTROLS)
+        return rng.choice([control for control in CONTROLS if not stays or control != PALETTE])
     if kind < 0.96:
         return rng.choice(PASTED)
     if kind < 0.98:
@@ -159,7 +161,7 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
             watched, looked = [], time.monotonic()
             grown.append(watched)
             while time.monotonic() < end and terminal.process.isalive():
-                keys = something(rng, terminal)
+                keys = something(rng, terminal, stays=time.monotonic() > end - SOAK / 2)
                 done.append(keys)
                 counts["keys"] += 1
                 try:
@@ -191,12 +193,14 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
             terminal.type("\x0c")
             terminal.until(lambda text: "1 Paragraphs" in text and "2 Prefix" in text, 60)
             clean(terminal, done)
-    flat(grown)
+    judged = flat(grown)
+    assert judged or SOAK < 4 * WARM, "no sitting was long enough to tell whether memory grows"
     longest = max(grown, key=len)
     began, (ended, *held) = longest[0][0], longest[-1]
     seen(
-        f"{SOAK:,.0f} s: {counts['keys']:,} keys, {counts['sittings']} sittings, {len(engines)} engines; at the end of "
-        f"the longest, after {ended - began:,.0f} s, explorer {held[0] // MEGA} MB, engine {held[1] // MEGA} MB"
+        f"{SOAK:,.0f} s: {counts['keys']:,} keys, {counts['sittings']} sittings, {len(engines)} engines; memory flat in "
+        f"{judged} that were long enough to tell; at the end of the longest, after {ended - began:,.0f} s, explorer "
+        f"{held[0] // MEGA} MB, engine {held[1] // MEGA} MB"
     )
 
 
@@ -233,11 +237,15 @@ def clean(terminal: Terminal, done: list[str]) -> None:
     del terminal.raw[: max(0, len(terminal.raw) - 60_000)]
 
 
-def flat(grown: list[list[tuple[float, int, int]]]) -> None:
-    """Memory in the last quarter of a sitting against its second: what is kept in memory has its limits by then."""
+def flat(grown: list[list[tuple[float, int, int]]]) -> int:
+    """Memory in the last quarter of a sitting against its second: what is kept in memory has its limits by then.
+
+    Returns in how many sittings that could be told."""
+    judged = 0
     for sitting in grown:
         if len(sitting) < 24 or sitting[-1][0] - sitting[0][0] < WARM:
             continue
+        judged += 1
         quarter = len(sitting) // 4
         for who, name in ((1, "explorer"), (2, "engine")):
             early, late = (
@@ -247,3 +255,4 @@ def flat(grown: list[list[tuple[float, int, int]]]) -> None:
             if early and late:
                 before, after = early[len(early) // 2], late[len(late) // 2]
                 assert after < 1.15 * before + 40 * MEGA, f"the {name} grew from {before:,} to {after:,} bytes"
+    return judged
