@@ -198,8 +198,8 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
     longest = max(grown, key=len)
     began, (ended, *held) = longest[0][0], longest[-1]
     seen(
-        f"{SOAK:,.0f} s: {counts['keys']:,} keys, {counts['sittings']} sittings, {len(engines)} engines; memory flat in "
-        f"{judged} that were long enough to tell; at the end of the longest, after {ended - began:,.0f} s, explorer "
+        f"{SOAK:,.0f} s: {counts['keys']:,} keys, {counts['sittings']} sittings, {len(engines)} engines; memory flat "
+        f"in {judged} that were long enough to tell; at the end of the longest, after {ended - began:,.0f} s, explorer "
         f"{held[0] // MEGA} MB, engine {held[1] // MEGA} MB"
     )
 
