@@ -2,7 +2,7 @@
 # make test   set up, then the whole test suite
 # make check  lint, types, import contracts
 # make bench  benchmarks, ratios within one run, and a table of them in bench-results/ (some: make bench BENCH="sweep growth")
-# make faults what breaks, as often as docs/faults.md says: up to an hour (MEMLOC_FAULTS_SECONDS=300: a shorter soak)
+# make faults what breaks, as often as docs/faults.md says: 45 minutes (MEMLOC_FAULTS_SECONDS=300: a shorter soak)
 
 PYTHON ?= python3
 BIN := .venv/bin

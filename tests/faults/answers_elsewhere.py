@@ -51,7 +51,7 @@ class OfGpu:
     more than what it uses."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self._limit = device, None
+        self.device = device
 
     @property
     def taken(self) -> int:
@@ -63,20 +63,16 @@ class OfGpu:
         return torch.cuda.max_memory_allocated(self.device)
 
     @peak.setter
-    def peak(self, to: int) -> None:
+    def peak(self, _: int) -> None:  # to what is taken
         torch.cuda.reset_peak_memory_stats(self.device)
 
-    @property
-    def limit(self) -> int | None:
-        return self._limit
-
-    @limit.setter
-    def limit(self, to: int | None) -> None:
-        self._limit = to
+    def _limit(self, to: int | None) -> None:
         torch.cuda.empty_cache()
         whole = torch.cuda.mem_get_info(self.device)[1]
         more = torch.cuda.memory_reserved(self.device) - self.taken
         torch.cuda.set_per_process_memory_fraction(1.0 if to is None else (to + more) / whole, self.device)
+
+    limit = property(None, _limit)
 
 
 def memory_of(device: str) -> tuple[torch.device, Any]:
