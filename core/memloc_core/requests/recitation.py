@@ -165,14 +165,14 @@ def random_tokens(seed: int, position: int, draws: int, vocabulary: int, origina
     One generator per (seed, position): a draw depends neither on other positions nor on how many are asked for.
     """
     drawn = _drawn(seed, position, draws, vocabulary)
-    return tuple(token + (token >= original) for token in drawn)
+    return tuple((drawn + (drawn >= original)).tolist())
 
 
-@lru_cache(maxsize=4096)  # many paragraphs are swept with the same seed
-def _drawn(seed: int, position: int, draws: int, vocabulary: int) -> Tokens:
+@lru_cache(maxsize=128)  # many paragraphs are swept with the same seed, at the same positions
+def _drawn(seed: int, position: int, draws: int, vocabulary: int) -> Ints:
     import numpy as np
 
-    return tuple(np.random.default_rng((seed, position)).integers(0, vocabulary - 1, draws).tolist())
+    return np.random.default_rng((seed, position)).integers(0, vocabulary - 1, draws)
 
 
 @dataclass(frozen=True)
