@@ -73,7 +73,7 @@ def cache_key(request: requests.Request, identity: str, edit: str = "") -> str:
         edit = "\n".join(map(str, (*([edit] if edit else []), *request.edits)))
         request = request.request
     text = "\n".join((canonical(request), str(request.version), identity, edit))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def to_json(value: Any) -> Any:

@@ -152,6 +152,12 @@ def test_a_key_changes_with_the_version_of_the_result(monkeypatch):
     assert cache_key(question, "model") != before
 
 
+def test_an_edit_s_name_that_is_no_text_has_a_key_of_its_own():
+    question = requests.Continue((1, 2), 3)
+    keys = {cache_key(requests.Edited(question, (name,)), "model") for name in ("\ud800", "\ud801", "?")}
+    assert len(keys) == 3
+
+
 def test_equal_numbers_in_different_classes_or_fields_have_different_keys():
     questions = [
         requests.OpenModel("a", "b", "c"),
