@@ -51,8 +51,8 @@ NAMED = [
     "\x1b[3~",
     "\x0c",
 ]
-PALETTE = "\x10"  # which can quit
-CONTROLS = [PALETTE, "\x12", "\x13", "\x01", "\x05", "\x0b", "\x15", "\x17", "\x1b[1;5C", "\x1b[1;2B"]
+QUITS = ("\x10", "\x1b[27;5;113~", "\x1b[113;1:3u")  # the palette, which can; Ctrl-Q and q by other names
+CONTROLS = ["\x10", "\x12", "\x13", "\x01", "\x05", "\x0b", "\x15", "\x17", "\x1b[1;5C", "\x1b[1;2B"]
 CONTROLS += ["\x1bOP", "\x1b[24~"]
 PASTED = [
     f"\x1b[200~{text}\x1b[201~" for text in (ATTACK, "em>=50 genre:x", "[red]" * 50, "漢字 e\u0301 🏳️‍🌈", "x" * 3000)
@@ -114,8 +114,8 @@ def hostile_set(path: Path) -> None:
 
 
 def something(rng: random.Random, terminal: Terminal, stays: bool) -> str:
-    """What the person does next; mostly keys, now and then something that no keyboard sends. One who `stays` opens no
-    palette, by its key or in the bottom line."""
+    """What the person does next; mostly keys, now and then something that no keyboard sends. One who `stays` does
+    nothing that can quit, nor clicks on the bottom line, which has keys for it."""
     kind = rng.random()
     if kind < 0.45:
         return rng.choice(KEYS)
@@ -126,11 +126,11 @@ def something(rng: random.Random, terminal: Terminal, stays: bool) -> str:
         button = rng.choice((0, 0, 0, 0, 1, 2, 64, 65, 35))
         return f"\x1b[<{button};{column + 1};{row + 1}M" + f"\x1b[<{button};{column + 1};{row + 1}m" * (button < 3)
     if kind < 0.92:
-        return rng.choice([control for control in CONTROLS if not stays or control != PALETTE])
+        return rng.choice([control for control in CONTROLS if not stays or control not in QUITS])
     if kind < 0.96:
         return rng.choice(PASTED)
     if kind < 0.98:
-        return rng.choice(GARBAGE)
+        return rng.choice([garbage for garbage in GARBAGE if not stays or garbage not in QUITS])
     terminal.resize(*rng.choice(SIZES))
     return ""
 
@@ -178,7 +178,7 @@ def test_keys_clicks_and_garbage_for_half_an_hour(tmp_path: Path, seen: Any, mon
                     engines |= set(own)
                     assert len(own) <= 1
                     watched.append((looked, bytes_of(terminal.process.pid), bytes_of(own[0]) if own else 0))
-            if not terminal.process.isalive():  # the palette can quit; nothing else may
+            if not terminal.process.isalive():  # it was quit; nothing else may end it
                 code = terminal.wait_exit(1)
                 assert code == 0, f"exit code {code} after {done[-20:]!r}:\n{last_words(terminal)}"
                 clean(terminal, done)
