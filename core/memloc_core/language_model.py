@@ -83,13 +83,17 @@ class LanguageModel:
 
     # ------------------------------------------------------------------------------------------------- forward passes
 
+    def sent(self, ids: Tensor) -> Tensor:
+        """Integers on the model's device; the processor does not wait there until a GPU has got to them."""
+        return ids.to(self.device, non_blocking=self.device.type != "mps")  # which may read what is no longer there
+
     def hidden(self, ids: Tensor, cache: Any = None) -> Tensor:
         """Final hidden states after the last norm, [n, t, w], for ids [n, t] that follow what `cache` holds.
 
         The cache, a transformers `Cache`, is extended in place.
         """
         run = self.model.base_model if self._splits else self.model
-        out = run(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
+        out = run(input_ids=self.sent(ids), past_key_values=cache, use_cache=cache is not None)
         hidden: Tensor = out.last_hidden_state if self._splits else out.logits
         return hidden
 
@@ -208,7 +212,7 @@ class LanguageModel:
     def selected(self, cache: Any, rows: Tensor) -> Any:
         """A copy of a cache for these of its rows [n], each as often as it is named; the original stays as it is."""
         twin = _copied(cache)
-        twin.batch_select_indices(rows.to(self.device))
+        twin.batch_select_indices(self.sent(rows))
         return twin
 
     def shortened(self, cache: Any, rows: Tensor, tokens: int) -> Any:

@@ -53,6 +53,7 @@ class Memory:
 
 
 memory = Memory()
+waits: list[str] = []  # what on a GPU would have waited until everything asked for before was computed
 
 
 class Held:
@@ -119,6 +120,9 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     if there and op not in _OF_BOTH and any(x.ndim for x in tensors if not isinstance(x, There)):
         raise RuntimeError(f"{op}: expected all tensors to be on the same device, but found {DEVICE} and cpu")
     wanted = torch.device(kwargs.get("device") or (DEVICE if tensors else "cpu"))
+    crosses = op == aten._to_copy.default and wanted.type != (DEVICE if there else torch.device("cpu")).type
+    if op == aten._local_scalar_dense.default or (crosses and (there or not kwargs.get("non_blocking"))):
+        waits.append(op.name())
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")
     bare, named = tree.tree_map_only(There, lambda x: x.here, (args, kwargs))

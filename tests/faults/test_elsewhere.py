@@ -73,6 +73,35 @@ def test_a_device_with_memory_of_its_own_gives_the_processor_s_answers_and_takes
     seen(f"{sum('small_differs' in line for line in lines)} of them with 7/10 of the memory that they took")
 
 
+# Sweeps of three paragraphs in four groups, and in between what a GPU would wait for.
+SWEEPS = """
+from memloc_core.analyses import perturbation
+from memloc_core.language_model import LanguageModel
+from tests.faults import answers_elsewhere, elsewhere
+from tests.unit.test_families_analyses import QUESTIONS, Sweeps
+
+def hidden(*arguments, plain=LanguageModel.hidden):
+    elsewhere.waits.append("asked")
+    return plain(*arguments)
+
+here, there = answers_elsewhere.both("llama", elsewhere.DEVICE)
+LanguageModel.hidden, perturbation.rows_of_a_pass = hidden, lambda lm: 10
+for done in perturbation.run_sweeps(there, QUESTIONS[Sweeps]()):
+    elsewhere.waits.append("done")
+print(*elsewhere.waits, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="torch's device in Python has been tried on Linux alone")
+def test_sweeps_ask_a_gpu_for_more_before_they_wait_for_what_it_computes() -> None:
+    command = [sys.executable, "-c", SWEEPS]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert told.returncode == 0, told.stderr[-4000:]
+    lines = told.stdout.split()
+    groups = "".join("|" if line == "asked" else "." if line == "done" else "x" for line in lines)
+    assert groups.split("|")[3:] == ["xxxx."] * 2 + ["xxxx.xxxx"]  # before them the clean rows, and the first group
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_gives_the_processor_s_answers_and_keeps_nothing(tmp_path: Path, seen: Any) -> None:
     lines = answers("demo", tmp_path, "cuda:0")

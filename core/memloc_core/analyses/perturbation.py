@@ -131,6 +131,7 @@ class _Swept:
         self.margins = np.zeros((places, self.c), np.float32)  # of every token
         self.exact = np.zeros(places, bool)  # of verified sweeps: computed in full precision
         self.error, self.bound = np.full((2, self.n), np.nan, np.float32)
+        self._unread: tuple[Ints, tuple[Tensor, ...]] | None = None  # places, and what a GPU still computes of them
 
     def of(self, paragraph: int) -> SweepScores:
         """What is known by now of one of them."""
@@ -209,6 +210,7 @@ class _Swept:
             for done in self.lm.in_batches(score, len(places), self.clean.shape[1]):
                 yield ended + done
             ended += len(places)
+        self._read()
 
     def _score(self, places: Ints, first: int, prefix: Any, start: int, stop: int) -> None:
         """Some of the places, all at position `first` or later, after the prefixes up to there."""
@@ -218,13 +220,28 @@ class _Swept:
         rows = self.clean[of]
         rows[torch.arange(len(of)), torch.from_numpy(self.position[places])] = torch.from_numpy(self.tokens[places])
         with torch.inference_mode():
+            of = self.lm.sent(of)
             cache = self.lm.selected(prefix, of) if cached else None
-            targets = self.targets[of.to(self.lm.device)]
+            targets = self.targets[of]
             scores = self.lm.token_scores(self.lm.hidden(rows[:, cached:-1], cache)[:, -self.c :], targets)
-        self.em[places] = scores.exact_match(targets).cpu().numpy()
-        self.margin[places] = scores.deciding_margin(targets).cpu().numpy()
-        self.nll[places] = scores.nll.mean(-1).cpu().numpy()
-        self.margins[places] = scores.margin.cpu().numpy()
+            found = (
+                scores.exact_match(targets),
+                scores.deciding_margin(targets),
+                scores.nll.mean(-1),
+                scores.margin,
+            )
+        self._read()
+        self._unread = places, found
+        if self.lm.device.type == "cpu":
+            self._read()
+
+    def _read(self) -> None:
+        """Take in what was asked for last. Of a GPU that waits, so it is done once the next places are asked for."""
+        if self._unread is not None:
+            places, found = self._unread
+            self._unread = None
+            numbers = [tensor.cpu().numpy() for tensor in found]
+            self.em[places], self.margin[places], self.nll[places], self.margins[places] = numbers
 
 
 def rows_of_a_pass(lm: LanguageModel) -> int:
