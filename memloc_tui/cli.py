@@ -135,7 +135,7 @@ def cli(context: click.Context, theme: str | None, no_mouse: bool, **given: Any)
     if has_terminal():
         chosen = replace(chosen, settings=settings, theme=theme or chosen.theme, mouse=chosen.mouse and not no_mouse)
         explore(chosen)
-    from memloc_tui.reports.command import whole_set
+    from memloc_tui.commands.report import whole_set
 
     whole_set(settings)
 
@@ -159,9 +159,9 @@ def tour(context: click.Context) -> None:
 @click.pass_context
 def list_(context: click.Context, as_json: bool, **given: Any) -> None:
     """Every paragraph: id, exact match, NLL, margin, repetitions, genre, text."""
-    from memloc_tui import commands
+    from memloc_tui.commands import listing
 
-    commands.list_paragraphs(_settings(context, given), as_json)
+    listing.list_paragraphs(_settings(context, given), as_json)
 
 
 @cli.command()
@@ -182,9 +182,9 @@ def detect(
     **given: Any,
 ) -> None:
     """Tell memorized paragraphs by their prefixes alone, and say how well that works (AUC, by cluster)."""
-    from memloc_tui import detecting
+    from memloc_tui.commands import detect as asked
 
-    detecting.detect(_settings(context, given), limit, seed, detector, out, as_json)
+    asked.detect(_settings(context, given), limit, seed, detector, out, as_json)
 
 
 @cli.command()
@@ -198,9 +198,9 @@ def findings(
     context: click.Context, quick: bool, only: tuple[str, ...], seed: int, as_json: bool, **given: Any
 ) -> None:
     """Test each claim of the paper on this model and these paragraphs, beside the paper's numbers."""
-    from memloc_tui import finding_commands
+    from memloc_tui.commands import findings as asked
 
-    finding_commands.findings(_settings(context, given), quick, only, seed, as_json)
+    asked.findings(_settings(context, given), quick, only, seed, as_json)
 
 
 @cli.command()
@@ -232,8 +232,8 @@ def report(
     **given: Any,
 ) -> None:
     """A report of paragraphs, of a set (all, without --paragraph or --set), or of the findings."""
-    from memloc_tui.console import Selection
-    from memloc_tui.reports.command import report as write
+    from memloc_tui.commands.console import Selection
+    from memloc_tui.commands.report import report as write
 
     settings = _settings(context, given)
     if findings and (ids or stratum or limit):
@@ -328,8 +328,8 @@ def unlearn_(
 
     The best step is kept as the run goes, so one that is stopped leaves an edit or nothing, never half a file.
     """
-    from memloc_tui import unlearn_commands as asked
-    from memloc_tui.console import Selection
+    from memloc_tui.commands import unlearn as asked
+    from memloc_tui.commands.console import Selection
     from memloc_tui.unlearning import UnlearnOptions
 
     settings = _settings(context, given)
@@ -370,8 +370,8 @@ def compare(
     **given: Any,
 ) -> None:
     """Two models, or original against edited, side by side on the same paragraphs."""
-    from memloc_tui.console import Selection
-    from memloc_tui.reports.command import compare as write
+    from memloc_tui.commands.console import Selection
+    from memloc_tui.commands.report import compare as write
 
     settings = _settings(context, given)
     if bool(other) == bool(edit):
@@ -424,7 +424,7 @@ def compare_masks(
 
     Every run is kept in the cache as it ends: a comparison that was stopped goes on where it was.
     """
-    from memloc_tui import comparing
+    from memloc_tui.commands import compare_masks as asked
     from memloc_tui.unlearning import UnlearnOptions
 
     settings = _settings(context, given)
@@ -432,8 +432,8 @@ def compare_masks(
     objectives, protocols = objectives or OBJECTIVES[:2], protocols or PROTOCOLS[:1]
     _check_protocols(context, protocols, given)
     _check_sparsity(context, set(masks))
-    comparison = comparing.Comparison(masks, objectives, protocols, limit, seeds, options)
-    comparing.compare(settings, comparison, out, as_json)
+    comparison = asked.Comparison(masks, objectives, protocols, limit, seeds, options)
+    asked.compare(settings, comparison, out, as_json)
 
 
 @cli.command()
@@ -504,7 +504,7 @@ def scan(
     command goes on.
     """
     from memloc_core.scan.job import ScanOptions, keep_of
-    from memloc_tui import scan_commands
+    from memloc_tui.commands import scan as asked
 
     settings = _settings(context, given)
     if settings.edits:
@@ -513,9 +513,9 @@ def scan(
         raise UsageError(f"{flags} goes with --engine ray.")
     own = {name: getattr(settings, name) for name in ("prefix_length", "begin_of_text")}
     options = ScanOptions(column=column, keep=keep_of(keep), **own, **given)
-    where = scan_commands.Where(engine, workers, address, gpus_per_worker)
-    corpus = scan_commands.corpus_of(corpus, stream)
-    scan_commands.scan(settings, corpus, out, options, where, block_tokens, restart, as_json)
+    where = asked.Where(engine, workers, address, gpus_per_worker)
+    corpus = asked.corpus_of(corpus, stream)
+    asked.scan(settings, corpus, out, options, where, block_tokens, restart, as_json)
 
 
 @cli.group()
@@ -555,8 +555,8 @@ def _analysis(name: str, *options: Callable[[Any], Any]) -> Callable[[Callable[[
     def command(function: Callable[[], None]) -> click.Command:
         @click.pass_context
         def run(context: click.Context, every: bool, stratum: str | None, **given: Any) -> None:
-            from memloc_tui import analyze as asked
-            from memloc_tui.console import Selection
+            from memloc_tui.commands import analyze as asked
+            from memloc_tui.commands.console import Selection
 
             settings = _settings(context, given)
             if every and stratum not in (None, "all"):
@@ -696,18 +696,18 @@ def cache_path(settings: Settings) -> None:
 @click.pass_obj
 def cache_stats(settings: Settings, as_json: bool) -> None:
     """How many results are kept, and how much room they take."""
-    from memloc_tui import commands
+    from memloc_tui.commands import cache as asked
 
-    commands.cache_stats(settings, as_json)
+    asked.stats(settings, as_json)
 
 
 @cache.command("clear")
 @click.pass_obj
 def cache_clear(settings: Settings) -> None:
     """Remove every result. They can all be computed again."""
-    from memloc_tui import commands
+    from memloc_tui.commands import cache as asked
 
-    commands.cache_clear(settings)
+    asked.clear(settings)
 
 
 @cache.command("limit")
@@ -715,9 +715,9 @@ def cache_clear(settings: Settings) -> None:
 @click.pass_obj
 def cache_limit(settings: Settings, megabytes: int) -> None:
     """Keep at most MEGABYTES; the results used longest ago go first."""
-    from memloc_tui import commands
+    from memloc_tui.commands import cache as asked
 
-    commands.cache_limit(settings, megabytes)
+    asked.limit(settings, megabytes)
 
 
 @cli.group()
@@ -729,9 +729,9 @@ def edits() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, the newest first.")
 def edits_list(as_json: bool) -> None:
     """Every stored edit: name, model, changed weights, exact match before and after."""
-    from memloc_tui import edit_commands
+    from memloc_tui.commands import edits as asked
 
-    edit_commands.list_edits(as_json)
+    asked.list_edits(as_json)
 
 
 @edits.command("show")
@@ -739,9 +739,9 @@ def edits_list(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document: the run, its curves, and every weight.")
 def edits_show(edit: str, as_json: bool) -> None:
     """What EDIT, a file or a stored edit's name, changes, and how the run went that made it."""
-    from memloc_tui import edit_commands
+    from memloc_tui.commands import edits as asked
 
-    edit_commands.show_edit(edit, as_json)
+    asked.show_edit(edit, as_json)
 
 
 @edits.command("export")
@@ -752,9 +752,9 @@ def edits_show(edit: str, as_json: bool) -> None:
 @click.pass_context
 def edits_export(context: click.Context, edit: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> None:
     """Write the model with EDIT (several: in their order) as a checkpoint that `transformers` loads."""
-    from memloc_tui import edit_commands
+    from memloc_tui.commands import edits as asked
 
-    edit_commands.export(_settings(context, given), edit, out, as_json)
+    asked.export(_settings(context, given), edit, out, as_json)
 
 
 @edits.command("remove")
@@ -762,9 +762,9 @@ def edits_export(context: click.Context, edit: tuple[str, ...], out: Path, as_js
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def edits_remove(edit: str, as_json: bool) -> None:
     """Delete EDIT from the store. Files elsewhere are the person's own to delete."""
-    from memloc_tui import edit_commands
+    from memloc_tui.commands import edits as asked
 
-    edit_commands.remove_edit(edit, as_json)
+    asked.remove_edit(edit, as_json)
 
 
 @cli.command()
@@ -778,9 +778,9 @@ def download(context: click.Context, name: str, data: bool, as_json: bool, **giv
 
     Nothing else here but scan --stream goes to the network.
     """
-    from memloc_tui import download as fetching
+    from memloc_tui.commands import download as asked
 
-    fetching.download(_settings(context, given), name, as_json, data)
+    asked.download(_settings(context, given), name, as_json, data)
 
 
 @cli.command()
@@ -788,9 +788,9 @@ def download(context: click.Context, name: str, data: bool, as_json: bool, **giv
 @click.pass_context
 def doctor(context: click.Context, **given: Any) -> None:
     """Check this installation: packages, terminal, cache, engine, model."""
-    from memloc_tui import commands
+    from memloc_tui.commands import doctor as asked
 
-    sys.exit(commands.doctor(_settings(context, given)))
+    sys.exit(asked.doctor(_settings(context, given)))
 
 
 @cli.command()
@@ -801,13 +801,13 @@ def doctor(context: click.Context, **given: Any) -> None:
 def serve(context: click.Context, port: int, host: str | None, **given: Any) -> None:
     """The explorer in a browser on this machine (the extra `web`); from another one by ssh -L."""
     from memloc_core import sources
-    from memloc_tui import browser
+    from memloc_tui.commands import serve as asked
     from memloc_tui.config import load
 
     settings = _settings(context, given)
     sources.model_folder(settings.model, settings.revision)
     sources.paragraph_files(settings.paragraphs)
-    browser.serve(settings, load().settings, host, port)
+    asked.serve(settings, load().settings, host, port)
 
 
 @cli.group("config")
@@ -827,9 +827,9 @@ def config_path() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def config_show(as_json: bool) -> None:
     """Every setting, key and default, where it comes from, and what is wrong with the file."""
-    from memloc_tui import config_commands
+    from memloc_tui.commands import config as asked
 
-    sys.exit(config_commands.show(as_json))
+    sys.exit(asked.show(as_json))
 
 
 @cli.command()

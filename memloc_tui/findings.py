@@ -34,7 +34,6 @@ from memloc_core.requests import (
 
 if TYPE_CHECKING:
     from memloc_tui.catalogue import Catalogue
-    from memloc_tui.console import Asker
     from memloc_tui.session import Session
 
 
@@ -76,31 +75,6 @@ def _kept(session: Session, claim: Claim, setting: Setting) -> Finding | None:
         return answer.result.checked() if answer is not None else None
     except ValueError:  # a row of the cache that no version of this program wrote
         return None
-
-
-OnFound = Callable[[int, Finding, float, "float | None"], None]
-
-
-async def findings_of(
-    asker: Asker, quick: bool, only: Sequence[str] = (), seed: int = 0, on_found: OnFound | None = None
-) -> list[Finding]:
-    """Every claim (or those of `only`) tested on the asker's paragraphs, under its progress bar.
-
-    `on_found` gets how many are done, the finding, the seconds it took, and about how many the rest will take.
-    Raises UsageError, EngineDied.
-    """
-    claims = claims_named(only)
-    await asker.score(range(min(DRAWN_FROM, len(asker.catalogue.file))))
-    setting = setting_of(asker.catalogue, asker.session.model, quick, seed)
-    plan, pace, found = await asyncio.to_thread(planned, claims, setting), Pace(), []
-    for place, claim in enumerate(claims, 1):
-        started = monotonic()
-        with asker.bar(f"claim {place} of {len(claims)}, {claim.name}") as show:
-            found.append(await test(asker.session, claim, setting, pace, lambda step, show=show: show(step.done)))
-        if on_found is not None:
-            left = pace.left(asker.session, [plan[later.name] for later in claims[place:]])
-            on_found(place, found[-1], monotonic() - started, left)
-    return found
 
 
 def planned(claims: Iterable[Claim], setting: Setting) -> dict[str, list[Request]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from memloc_tui.console import table_of
+from memloc_tui.commands.console import table_of
 from memloc_tui.glyphs import bar, visible
 from memloc_tui.reports.document import Block, Chart, Document, Grid, Token, Tokens, Words
 

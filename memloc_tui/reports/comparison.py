@@ -9,7 +9,7 @@ from memloc_core.codec import to_json
 from memloc_core.errors import Cancelled, EngineDied, MemlocError, UsageError
 from memloc_core.requests import Attention, ParameterGradients, Rarity, Reference, Tokens
 from memloc_tui import edits
-from memloc_tui.console import Asker, Selection, run
+from memloc_tui.commands.console import Asker, Selection, run
 from memloc_tui.figures import figure, head_name
 from memloc_tui.reports.content import about_model
 from memloc_tui.reports.document import Block, Document, Grid, Section, Words

@@ -9,7 +9,7 @@ from memloc_core.codec import to_json
 from memloc_core.errors import Cancelled, EngineDied, MemlocError
 from memloc_core.requests import Attention, Continue, ParameterGradients, Sweep
 from memloc_tui.catalogue import STRATA, Catalogue
-from memloc_tui.console import Asker, Selection
+from memloc_tui.commands.console import Asker, Selection
 from memloc_tui.figures import figure, head_name, percent
 from memloc_tui.glyphs import piece_text, quoted
 from memloc_tui.reports.document import Block, Chart, Document, Grid, Section, Token, Tokens, Words

@@ -11,8 +11,8 @@ from fake import PIECES, FakeSession, base_em, make_paragraphs, make_vocabulary
 from hypothesis import given, strategies as st
 
 from memloc_core.requests import Vocabulary
-from memloc_tui.analyze import token_of
 from memloc_tui.catalogue import SORTS, Catalogue, FilterError, parse_filter
+from memloc_tui.commands.analyze import token_of
 from memloc_tui.samples import Samples
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from memloc_core.errors import UsageError
 from memloc_core.requests import GradientContrast
-from memloc_tui.comparing import Arm, Comparison, Trial, _markdown, _picture, _places, _write, summarize
-from memloc_tui.pictures import HUES, Axis, Drawing, Panel, Spot, Value, against
+from memloc_tui.commands.compare_masks import Arm, Comparison, Trial, _markdown, _picture, _places, _write, summarize
+from memloc_tui.commands.pictures import HUES, Axis, Drawing, Panel, Spot, Value, against
 
 TOP = Arm("memloc", "unlearn", "gradient", "", 0.001)
 RANDOM = Arm("memloc", "unlearn", "random", "", 0.001)

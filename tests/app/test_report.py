@@ -23,9 +23,9 @@ from test_hostile import hostile
 
 from memloc_core.errors import MemlocError
 from memloc_core.requests import Attention, ComponentGradients, Finding, ParameterGradients, Request
-from memloc_tui.console import Asker
+from memloc_tui.commands.console import Asker
+from memloc_tui.commands.report import FORMATS, written
 from memloc_tui.reports import as_html, as_markdown, content, pictures
-from memloc_tui.reports.command import FORMATS, written
 from memloc_tui.reports.document import Chart, Document, Grid, Section, Token, Tokens, Words
 from memloc_tui.reports.pictures import Bar
 

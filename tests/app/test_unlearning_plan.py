@@ -25,7 +25,7 @@ from memloc_core.requests import (
 )
 from memloc_tui import cli
 from memloc_tui.catalogue import Catalogue
-from memloc_tui.console import Selection
+from memloc_tui.commands.console import Selection
 from memloc_tui.unlearning import (
     UnlearnOptions,
     perturbed_alternative,

@@ -57,8 +57,8 @@ from memloc_core.requests import (
     Sweep,
     Unlearn,
 )
+from memloc_tui.commands.pictures import Drawing, Hue
 from memloc_tui.files import write_whole
-from memloc_tui.pictures import Drawing, Hue
 from tests.benchmarks.common import RESULTS, finish, peak_bytes, random_model, report
 from tests.unit.test_near_duplicates import natural
 

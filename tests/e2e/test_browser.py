@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from memloc_core.errors import MemlocError, UsageError
-from memloc_tui import browser
+from memloc_tui.commands import serve as browser
 from memloc_tui.settings import Settings
 
 try:

@@ -22,7 +22,7 @@ from memloc_cache.store import ResultCache
 from memloc_core.errors import UsageError
 from memloc_core.loading import load
 from memloc_core.requests import ExactMatch, OpenModel, Perturb, Sweep
-from memloc_tui.console import print_json
+from memloc_tui.commands.console import print_json
 from memloc_tui.files import check_can_be_written, write_whole
 from memloc_tui.start import has_terminal
 from tests.conftest import give_words, result

@@ -37,8 +37,8 @@ from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions
 from memloc_core.scan.plan import block_of
 from memloc_core.scan.windows import Reading, read_block, vocabulary_of
-from memloc_tui import download as fetching
-from memloc_tui.scan_commands import corpus_of
+from memloc_tui.commands import download as fetching
+from memloc_tui.commands.scan import corpus_of
 from memloc_tui.settings import Settings
 from tests.e2e.conftest import wait_for
 from tests.fake_hub import COMMIT, FakeHub, is_large

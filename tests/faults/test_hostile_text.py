@@ -42,10 +42,10 @@ from memloc_core.requests import (
 from memloc_tui import tables
 from memloc_tui.app import MemlocApp
 from memloc_tui.catalogue import Catalogue
-from memloc_tui.console import Asker
+from memloc_tui.commands.console import Asker
+from memloc_tui.commands.report import FORMATS, written
 from memloc_tui.glyphs import fit, glyph, piece_text, visible
 from memloc_tui.reports import as_html, as_markdown, content
-from memloc_tui.reports.command import FORMATS, written
 from memloc_tui.session import Session
 from memloc_tui.settings import Settings
 from tests.app.helpers import opened, until

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from memloc_core import detection
 from memloc_core.errors import UsageError
 from memloc_core.requests import PrefixSignals
-from memloc_tui.detecting import read_detector
+from memloc_tui.commands.detect import read_detector
 from tests.conftest import result
 
 

@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from memloc_tui import config, keys
-from memloc_tui.console import Out, print_json, table_of
+from memloc_tui.commands.console import Out, print_json, table_of
 from memloc_tui.glyphs import visible
 from memloc_tui.screens.help import shown
 

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from memloc_core.errors import MemlocError
-from memloc_tui.console import Asker, Out, Selection, print_json, run
+from memloc_tui.commands.console import Asker, Out, Selection, print_json, run
 from memloc_tui.files import write_whole
 from memloc_tui.glyphs import escaped
 from memloc_tui.reports import as_html, as_markdown, as_terminal, content
@@ -31,14 +31,14 @@ def report(
     """Ask, then print the report, or write it to the selection's file, whose ending says the format if `form` does not.
 
     Raises UsageError, MemlocError."""
-    from memloc_tui.analyze import parse_head
+    from memloc_tui.commands.analyze import parse_head
 
     wanted = parse_head(head)
     form = _form(form, selection.out)
 
     async def work(asker: Asker) -> Document:
         if findings:
-            from memloc_tui.findings import findings_of
+            from memloc_tui.commands.findings import findings_of
 
             return content.of_findings(asker, await findings_of(asker, quick, ()))
         return await content.of_selection(asker, selection, wanted)
@@ -48,7 +48,7 @@ def report(
 
 def compare(settings: Settings, other: Settings, selection: Selection, form: str | None, head: str, draws: int) -> None:
     """Two models, or one and its edited self, on the selected paragraphs. Raises UsageError, MemlocError."""
-    from memloc_tui.analyze import parse_head
+    from memloc_tui.commands.analyze import parse_head
     from memloc_tui.reports.comparison import compare as compared
 
     _put(compared(settings, other, selection, parse_head(head), draws), _form(form, selection.out), selection.out)

@@ -35,7 +35,7 @@ from memloc_core.requests import (
 )
 from memloc_core.scan.folder import ScanFolder
 from memloc_core.scan.job import Scan, ScanOptions, ScanState
-from memloc_tui.console import Ending, Out, print_json, table_of
+from memloc_tui.commands.console import Ending, Out, print_json, table_of
 from memloc_tui.engine_client import EngineClient
 from memloc_tui.files import check_can_be_written
 from memloc_tui.glyphs import visible

@@ -14,7 +14,7 @@ from memloc_core import edit_files
 from memloc_core.codec import to_json
 from memloc_core.requests import ExportCheckpoint, SparseEdit
 from memloc_tui import edits, labels
-from memloc_tui.console import Asker, Out, print_json, run, table_of
+from memloc_tui.commands.console import Asker, Out, print_json, run, table_of
 from memloc_tui.glyphs import visible
 from memloc_tui.settings import Settings
 

@@ -19,9 +19,9 @@ from memloc_core.codec import to_json
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import GROUPS, Answer, Edited, Remains, SparseEdit, Tokens, Unlearn, Unlearning
 from memloc_tui import edits
-from memloc_tui.analyze import token_of
 from memloc_tui.catalogue import Catalogue
-from memloc_tui.console import Asker, Out, Selection, print_json, run, table_of
+from memloc_tui.commands.analyze import token_of
+from memloc_tui.commands.console import Asker, Out, Selection, print_json, run, table_of
 from memloc_tui.figures import figure
 from memloc_tui.glyphs import visible
 from memloc_tui.samples import DRAWN_FROM

@@ -22,10 +22,10 @@ from memloc_core import statistics
 from memloc_core.codec import to_json
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import GROUPS, MASKS, Mask, Objective, TryRun, Unlearn, Unlearning
-from memloc_tui.console import Asker, Out, print_json, run, table_of
+from memloc_tui.commands.console import Asker, Out, print_json, run, table_of
+from memloc_tui.commands.pictures import Hue, Panel, Spot, Value, against
 from memloc_tui.files import write_whole
 from memloc_tui.glyphs import visible
-from memloc_tui.pictures import Hue, Panel, Spot, Value, against
 from memloc_tui.samples import DRAWN_FROM, Samples
 from memloc_tui.settings import Settings
 from memloc_tui.unlearning import UnlearnOptions, plan, worst_alternative

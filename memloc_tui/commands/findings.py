@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from rich.padding import Padding
 from rich.text import Text
 
 from memloc_core.codec import to_json
+from memloc_core.findings import DRAWN_FROM
 from memloc_core.requests import Finding
-from memloc_tui.console import Asker, Out, print_json, run, table_of
+from memloc_tui.commands.console import Asker, Out, print_json, run, table_of
 from memloc_tui.figures import figure, interval
-from memloc_tui.findings import SIGNS, claims_named, clock, findings_of
+from memloc_tui.findings import SIGNS, Pace, claims_named, clock, planned, setting_of, test
 from memloc_tui.glyphs import visible
 from memloc_tui.settings import Settings
 
+OnFound = Callable[[int, Finding, float, "float | None"], None]
 LOOKS = {"holds": "green", "does not hold": "red", "inconclusive": "yellow"}
 
 
@@ -53,3 +58,25 @@ def findings(settings: Settings, quick: bool, only: tuple[str, ...], seed: int, 
         said = f"Effect: {f.unit}. Paper: {f.paper_says}." + (f" Seen in {f.paragraph}." if f.paragraph else "")
         out.print(head)
         out.print(Padding(Text.assemble(visible(f.says), (f" {said}", "dim")), (0, 0, 0, 2)))
+
+
+async def findings_of(
+    asker: Asker, quick: bool, only: Sequence[str] = (), seed: int = 0, on_found: OnFound | None = None
+) -> list[Finding]:
+    """Every claim (or those of `only`) tested on the asker's paragraphs, under its progress bar.
+
+    `on_found` gets how many are done, the finding, the seconds it took, and about how many the rest will take.
+    Raises UsageError, EngineDied.
+    """
+    claims = claims_named(only)
+    await asker.score(range(min(DRAWN_FROM, len(asker.catalogue.file))))
+    setting = setting_of(asker.catalogue, asker.session.model, quick, seed)
+    plan, pace, found = await asyncio.to_thread(planned, claims, setting), Pace(), []
+    for place, claim in enumerate(claims, 1):
+        started = monotonic()
+        with asker.bar(f"claim {place} of {len(claims)}, {claim.name}") as show:
+            found.append(await test(asker.session, claim, setting, pace, lambda step, show=show: show(step.done)))
+        if on_found is not None:
+            left = pace.left(asker.session, [plan[later.name] for later in claims[place:]])
+            on_found(place, found[-1], monotonic() - started, left)
+    return found

@@ -24,7 +24,7 @@ from memloc_core.requests import (
     Tokens,
 )
 from memloc_tui.catalogue import CHUNK, Catalogue
-from memloc_tui.console import WHOLE_SET, Asker, Selection, emit, record, run
+from memloc_tui.commands.console import WHOLE_SET, Asker, Selection, emit, record, run
 from memloc_tui.glyphs import piece_text
 from memloc_tui.settings import Settings
 

@@ -1,0 +1,1 @@
+"""What each command of `cli.py` asks, prints and writes; each module is imported when its command runs."""
