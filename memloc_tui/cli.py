@@ -189,7 +189,11 @@ def detect(
 
 @cli.command()
 @partial(_with, _OPTIONS)
-@click.option("--quick", is_flag=True, help="Fewer paragraphs per claim; intervals are wider.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Fewer paragraphs per claim, so wider intervals; rare-head is held against one null, not two.",
+)
 @click.option("--only", multiple=True, metavar="CLAIM", help="This claim alone, such as rare-head; repeatable.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which paragraphs are drawn.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -264,7 +268,12 @@ _RUN: tuple[Callable[[F], F], ...] = (
     click.option(
         "--place", metavar="WHERE", help="For the masks head (L1H2), layer (L3), component (W_out) and neurons (L2)."
     ),
-    click.option("--sparsity", type=float, metavar="SHARE", help="Share of the weights that may change. [0.001]"),
+    click.option(
+        "--sparsity",
+        type=float,
+        metavar="SHARE",
+        help="Share of the attention and MLP weights that may change. [0.001]",
+    ),
     click.option(
         "--goal",
         type=click.Choice(GOALS),
@@ -342,7 +351,9 @@ def unlearn_(
 
 @cli.command()
 @partial(_with, _OPTIONS)
-@click.option("--with", "other", metavar="MODEL", help="The second model: a checkpoint folder, or a name in the cache.")
+@click.option(
+    "--with", "other", metavar="MODEL", help="The second model: a checkpoint folder, or a name in the local hub cache."
+)
 @click.option(
     "--with-edit", "edit", multiple=True, metavar="EDIT", help="Or the same model with this edit; repeatable."
 )
@@ -472,11 +483,21 @@ def compare_masks(
 @click.option("--nll", is_flag=True, help="The NLL of every window, not only of those that are kept.")
 @click.option("--limit", type=click.IntRange(0), default=0, metavar="N", help="Only the first N documents.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples.")
-@click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Engines. [one, or one a GPU]")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, metavar="N", help="Engines. [one, or on this machine one a GPU]"
+)
 @click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True)
-@click.option("--address", default="", metavar="HOST:PORT", help="Of a Ray cluster. [one on this machine]")
-@click.option("--gpus-per-worker", type=click.FloatRange(0), default=0, metavar="N", help="On a Ray cluster.")
-@click.option("--block-tokens", type=click.IntRange(0), default=0, metavar="N", help="What a kill costs, at most.")
+@click.option("--address", default="", metavar="HOST:PORT", help="Of a Ray cluster. [one that runs here, or a new one]")
+@click.option(
+    "--gpus-per-worker", type=click.FloatRange(0), default=0, metavar="N", help="On a Ray cluster. [0: a core, no GPU]"
+)
+@click.option(
+    "--block-tokens",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="About what a kill costs each engine. [some 20 s of work]",
+)
 @click.option("--restart", is_flag=True, help="Forget what an earlier scan into SET has done.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -527,7 +548,12 @@ _SELECTION: tuple[Callable[[F], F], ...] = (
     click.option("--paragraph", "ids", multiple=True, metavar="ID", help="An id or its beginning; repeatable."),
     click.option("--set", "stratum", type=click.Choice(("memorized", "non-memorized", "all")), help="All of one kind."),
     click.option("--all", "every", is_flag=True, help="The same as --set all."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N of the set (of each kind)."),
+    click.option(
+        "--limit",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Only the first N of the set; where memorized are held against non-memorized, of each.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write JSON lines, one a paragraph."),
 )
@@ -592,7 +618,7 @@ def perturb() -> None:
         type=click.Choice(("auto", "true", "own")),
         default="auto",
         show_default=True,
-        help="auto: the model's own continuation where the paragraph is not memorized, as in the paper.",
+        help="auto: the model's own continuation where the paragraph is non-memorized, as in the paper.",
     ),
     click.option(
         "--verified",
@@ -714,7 +740,7 @@ def cache_clear(settings: Settings) -> None:
 @click.argument("megabytes", type=click.IntRange(1))
 @click.pass_obj
 def cache_limit(settings: Settings, megabytes: int) -> None:
-    """Keep at most MEGABYTES; the results used longest ago go first."""
+    """Keep at most MEGABYTES; the results added first go first."""
     from memloc_tui.commands import cache as asked
 
     asked.limit(settings, megabytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
         counts=own if counts is None else counts,
         counts_of="set" if counts is None else "corpus",
         repetitions=_ints(rows, "count", kept),
-        family=_ints(rows, "family", kept),
+        family=_families(rows, kept),
         genre=_strings(rows, "genre", kept),
         split=_strings(rows, "split", kept),
         notices=tuple(notices),
@@ -112,10 +113,28 @@ def _ints(rows: Rows, column: str, kept: list[int]) -> Ints:
 
 
 def _int(value: object) -> int:
-    """A whole number, also where a table's gaps made it a float; -1 for anything else."""
+    """A whole number, also as text or where a table's gaps made it a float; -1 for anything else."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = int(value) if value.isdecimal() else float(value)
     if isinstance(value, int | float) and -(2**62) < value < 2**62 and value == int(value):
         return int(value)
     return -1
+
+
+def _families(rows: Rows, kept: list[int]) -> Ints:
+    """The families' numbers; those that have names get the numbers after them, in the order of the rows."""
+    found = _ints(rows, "family", kept)
+    named = {name: 0 for i, number in zip(kept, found, strict=True) if number < 0 and (name := _name(rows, i))}
+    numbers = {name: number for number, name in enumerate(named, int(found.max(initial=-1)) + 1)}
+    return np.array([numbers.get(_name(rows, i), n) for i, n in zip(kept, found.tolist(), strict=True)], np.int64)
+
+
+def _name(rows: Rows, row: int) -> str:
+    """What stands there as a family, where that is text and no number."""
+    values = rows.columns.get("family")
+    value = None if values is None else values[row]
+    return value if isinstance(value, str) and _int(value) < 0 else ""
 
 
 def _strings(rows: Rows, column: str, kept: list[int]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def serve(settings: Settings, defaults: Settings, host: str | None, port: int) -
     try:
         from textual_serve.server import Server
     except ModuleNotFoundError:
-        raise MemlocError("The browser needs an extra package: pip install 'memloc-tui[web]'.") from None
+        raise MemlocError("The browser needs an extra package: pip install '.[web]' in the checkout.") from None
     address = host or LOOPBACK
     if not is_loopback(address):
         click.echo(WARNING.format(host=address), err=True)

@@ -180,7 +180,7 @@ class HeadsPanel(LocalPanel):
             null = interval(rarity.null_low[head], rarity.null_high[head])
             said["rarity"] = [
                 f"rarity τ {figure(float(rarity.tau[head]))} {interval(rarity.low[head], rarity.high[head])}",
-                "  −1 only to rare tokens, +1 only to common",
+                "  −1 the rarer the more, +1 the reverse",
                 f"  null {figure(float(rarity.null_mean[head]))} {null}",
                 f"  {probability(float(rarity.p[head]), request.resamples)}, "
                 f"{probability(float(rarity.p_all[head]), request.resamples)} over all heads",

@@ -170,7 +170,7 @@ def test_csv_of_text_that_looks_like_something_else_is_read_as_it_stands(tmp_pat
     file = write_csv(tmp_path / "rows.csv", ["text", "genre", "count"], [[text, text, "7"], [text, "", "NA"]])
     found = read_rows([file], Tokenizer, 1)
     assert [bytes(ids).decode() for ids in found.tokens] == [text, text]
-    assert found.columns == {"genre": [text, None], "count": [7, None]}
+    assert found.columns == {"genre": [text, None], "count": ["7", "NA"]}
 
 
 def test_csv_whose_types_change_half_way_is_read_whole(tmp_path, opened):
@@ -379,6 +379,25 @@ def test_the_other_columns_are_read_and_unknown_ones_are_minus_one_or_empty(tmp_
     assert found.family.tolist() == [3, -1, -1, -1, -1]
     assert found.genre == ("recipe", "", "7", "", "")
     assert found.split == ("train", "", "", "\ud800", "")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_families_may_have_names_and_numbers_may_be_text(tmp_path, opened, ending):
+    file, families, counts = (
+        tmp_path / f"rows.{ending}",
+        ["oaks", "7", "elms", "oaks", ""],
+        ["12", "1e3", "", "many", "0"],
+    )
+    rows = [{"tokens": ids, "family": f, "count": c} for ids, f, c in zip(IDS, families, counts, strict=True)]
+    if ending == "csv":
+        write_csv(
+            file, ["tokens", "family", "count"], [[json.dumps(ids), *row] for ids, *row in map(dict.values, rows)]
+        )
+    else:
+        file.write_bytes(lines(rows))
+    found = opened(file)
+    assert found.family.tolist() == [8, 7, 9, 8, -1]
+    assert found.repetitions.tolist() == [12, 1000, -1, -1, 0]
 
 
 def test_counts_in_a_table_with_gaps_stay_whole_numbers(tmp_path, opened):

@@ -7,7 +7,6 @@ holds one text a line.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 from collections.abc import Callable, Sequence
@@ -172,17 +171,7 @@ def _read_csv(path: Path, tokenizer: Callable[[], Any]) -> Rows:
     for place, name in enumerate(head):
         if name in (*TOKEN_COLUMNS, *TEXT_COLUMNS, *OTHER_COLUMNS):
             columns[name] = [row[place] if place < len(row) and row[place] else None for row in rows]
-    for name in {"count", "family"} & columns.keys():
-        columns[name] = [_number(cell) for cell in columns[name]]
     return _from_table(path, columns, head, tokenizer)
-
-
-def _number(cell: str | None) -> float | None:
-    """The number that a cell holds; None for none."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(cell or "")
-    return None
 
 
 def _read_table(path: Path, tokenizer: Callable[[], Any]) -> Rows:

@@ -65,7 +65,7 @@ class RayEngines:
             import ray
             import ray.data
         except ImportError:
-            raise UsageError("--engine ray needs ray: pip install 'memloc-tui[cluster]'.") from None
+            raise UsageError("--engine ray needs ray: pip install '.[cluster]' in the checkout.") from None
         self._ray = ray
         self._opening, self._identity = codec.encode(opening), ""  # of the model, once it was opened
         self._workers = workers
