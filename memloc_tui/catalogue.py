@@ -104,7 +104,7 @@ class Catalogue:
     def __init__(self, paragraphs: ParagraphSet, vocabulary: Vocabulary, file: ParagraphSet | None = None) -> None:
         import numpy as np
 
-        self.paragraphs = paragraphs
+        self.paragraphs, self.vocabulary = paragraphs, vocabulary
         self.file = file if file is not None else paragraphs
         self.gone: set[int] = set()
         self.length = int(paragraphs.tokens.shape[1]) - paragraphs.prefix_length

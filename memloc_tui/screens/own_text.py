@@ -121,6 +121,9 @@ class OwnTextDialog(Dialog[tuple[int, ...]]):
             self._say(self._needs, wrong=take)
             return
         memloc = self.explorer.memloc
+        if memloc.session is None:
+            self._say(memloc.no_model, wrong=True)
+            return
         try:
             question = EncodeText(meant(written), memloc.settings.model, memloc.settings.revision)
             answer: Any = await memloc.session.ask(question)
