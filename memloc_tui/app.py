@@ -27,6 +27,7 @@ from memloc_tui.widgets.panels import PANELS, panel_type
 
 if TYPE_CHECKING:
     from textual.dom import DOMNode
+    from textual.worker import WorkType
 
     from memloc_core.errors import EngineDied
     from memloc_tui.config import Config
@@ -166,7 +167,8 @@ class MemlocApp(TypingAhead, inherit_bindings=False):
         """Open the session, or have its engine open the model once more after it could not."""
         if not self._opening:  # else there would be two of them, each with an engine
             self._opening = True
-            self.run_worker(self._open, group="open", exclusive=True, exit_on_error=False)
+            work: WorkType[None] = self._open
+            self.run_worker(work, group="open", exclusive=True, exit_on_error=False)
 
     async def _open(self) -> None:
         try:

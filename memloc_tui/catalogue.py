@@ -104,7 +104,7 @@ class Catalogue:
     def __init__(self, paragraphs: ParagraphSet, vocabulary: Vocabulary, file: ParagraphSet | None = None) -> None:
         import numpy as np
 
-        self.paragraphs = paragraphs
+        self.paragraphs, self.vocabulary = paragraphs, vocabulary
         self.file = file if file is not None else paragraphs
         self.gone: set[int] = set()
         self.length = int(paragraphs.tokens.shape[1]) - paragraphs.prefix_length
@@ -167,7 +167,7 @@ class Catalogue:
         import numpy as np
 
         em = np.delete(self.em, list(self.gone)) if self.gone else self.em
-        strata = dict.fromkeys(STRATA, 0)
+        strata: dict[str, int] = dict.fromkeys(STRATA, 0)
         for value, n in enumerate(np.bincount(np.minimum(em[em >= 0], self.length)).tolist()):
             strata[self.stratum_of(value)] += n
         return strata
@@ -225,9 +225,9 @@ class Catalogue:
 
     def reference(self, row: int, mode: str = "auto") -> Reference:
         """ "auto": the true text, but the model's own where the exact match is near 0 anyway (the paper's choice)."""
-        if mode == "true" or mode == "own":
-            return mode
-        return "own" if self.stratum_of(int(self.em[row])) == "non-memorized" else "true"
+        if mode not in ("true", "own"):
+            mode = "own" if self.stratum_of(int(self.em[row])) == "non-memorized" else "true"
+        return "own" if mode == "own" else "true"
 
     def sweep(
         self,
@@ -324,14 +324,14 @@ class Catalogue:
             names = {"genre": p.genre, "split": p.split, "id": p.ids}[name]
             return lambda row: names[row].lower().startswith(value)
         numbers = {"em": self.em, "nll": self.nll, "margin": self.margin, "count": p.repetitions, "family": p.family}
-        column = (self.change if name == "change" else numbers[name]).tolist()
-        unknown = name in ("em", "count", "family")
+        column: list[float] = (self.change if name == "change" else numbers[name]).tolist()
+        unknown, than = name in ("em", "count", "family"), float(value)
 
         def holds(row: int) -> bool:
             x = column[row]
             if unknown and x < 0:
                 return False
-            return {"<": x < value, "<=": x <= value, ">": x > value, ">=": x >= value, "=": x == value}[compare]
+            return {"<": x < than, "<=": x <= than, ">": x > than, ">=": x >= than, "=": x == than}[compare]
 
         return holds
 

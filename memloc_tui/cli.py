@@ -102,7 +102,7 @@ class Commands(click.Group):
 @click.option("--no-mouse", is_flag=True, help="Leave the mouse to the terminal.")
 @click.version_option(None, "--version", package_name="memloc-tui", prog_name="memloc-tui")
 @click.pass_context
-def cli(context: click.Context, theme: str | None, no_mouse: bool, **given: Any) -> None:
+def cli(context: click.Context, /, theme: str | None, no_mouse: bool, **given: Any) -> None:
     """See which paragraphs a language model recites verbatim, and what holds them, token by token.
 
     Without a command: the explorer, on the embedded demo model unless --model names another.
@@ -157,7 +157,7 @@ def tour(context: click.Context) -> None:
 @partial(_with, _OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, in the file's order.")
 @click.pass_context
-def list_(context: click.Context, as_json: bool, **given: Any) -> None:
+def list_(context: click.Context, /, as_json: bool, **given: Any) -> None:
     """Every paragraph: id, exact match, NLL, margin, repetitions, genre, text."""
     from memloc_tui.commands import listing
 
@@ -174,6 +174,7 @@ def list_(context: click.Context, as_json: bool, **given: Any) -> None:
 @click.pass_context
 def detect(
     context: click.Context,
+    /,
     limit: int,
     seed: int,
     detector: Path | None,
@@ -199,7 +200,7 @@ def detect(
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def findings(
-    context: click.Context, quick: bool, only: tuple[str, ...], seed: int, as_json: bool, **given: Any
+    context: click.Context, /, quick: bool, only: tuple[str, ...], seed: int, as_json: bool, **given: Any
 ) -> None:
     """Test each claim of the paper on this model and these paragraphs, beside the paper's numbers."""
     from memloc_tui.commands import findings as asked
@@ -225,6 +226,7 @@ def findings(
 @click.pass_context
 def report(
     context: click.Context,
+    /,
     ids: tuple[str, ...],
     stratum: str | None,
     limit: int | None,
@@ -324,6 +326,7 @@ def _check_protocols(context: click.Context, protocols: tuple[str, ...], given: 
 @click.pass_context
 def unlearn_(
     context: click.Context,
+    /,
     ids: tuple[str, ...],
     stratum: str | None,
     limit: int | None,
@@ -368,6 +371,7 @@ def unlearn_(
 @click.pass_context
 def compare(
     context: click.Context,
+    /,
     other: str | None,
     edit: tuple[str, ...],
     ids: tuple[str, ...],
@@ -422,6 +426,7 @@ def compare(
 @click.pass_context
 def compare_masks(
     context: click.Context,
+    /,
     masks: tuple[str, ...],
     objectives: tuple[Any, ...],
     protocols: tuple[str, ...],
@@ -503,6 +508,7 @@ def compare_masks(
 @click.pass_context
 def scan(
     context: click.Context,
+    /,
     corpus: str,
     out: Path,
     stream: bool,
@@ -580,7 +586,7 @@ def _analysis(name: str, *options: Callable[[Any], Any]) -> Callable[[Callable[[
 
     def command(function: Callable[[], None]) -> click.Command:
         @click.pass_context
-        def run(context: click.Context, every: bool, stratum: str | None, **given: Any) -> None:
+        def run(context: click.Context, /, every: bool, stratum: str | None, **given: Any) -> None:
             from memloc_tui.commands import analyze as asked
             from memloc_tui.commands.console import Selection
 
@@ -702,7 +708,7 @@ def rare_tokens() -> None:
 @cli.group()
 @click.option("--cache-dir", type=click.Path(path_type=Path), metavar="DIR", help="Another folder than the user's.")
 @click.pass_context
-def cache(context: click.Context, cache_dir: Path | None) -> None:
+def cache(context: click.Context, /, cache_dir: Path | None) -> None:
     """The results kept on disk."""
     if cache_dir is not None:
         context.obj = replace(context.obj, cache_dir=cache_dir)
@@ -776,7 +782,7 @@ def edits_show(edit: str, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A new or empty folder.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
-def edits_export(context: click.Context, edit: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> None:
+def edits_export(context: click.Context, /, edit: tuple[str, ...], out: Path, as_json: bool, **given: Any) -> None:
     """Write the model with EDIT (several: in their order) as a checkpoint that `transformers` loads."""
     from memloc_tui.commands import edits as asked
 
@@ -799,7 +805,7 @@ def edits_remove(edit: str, as_json: bool) -> None:
 @click.option("--revision", metavar="REV", help="Branch, tag or commit. [main]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
-def download(context: click.Context, name: str, data: bool, as_json: bool, **given: Any) -> None:
+def download(context: click.Context, /, name: str, data: bool, as_json: bool, **given: Any) -> None:
     """Fetch model NAME, or with --data the files of a data set, into the local Hugging Face cache.
 
     Nothing else here but scan --stream goes to the network.
@@ -812,7 +818,7 @@ def download(context: click.Context, name: str, data: bool, as_json: bool, **giv
 @cli.command()
 @partial(_with, _OPTIONS)
 @click.pass_context
-def doctor(context: click.Context, **given: Any) -> None:
+def doctor(context: click.Context, /, **given: Any) -> None:
     """Check this installation: packages, terminal, cache, engine, model."""
     from memloc_tui.commands import doctor as asked
 
@@ -824,7 +830,7 @@ def doctor(context: click.Context, **given: Any) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
 @click.option("--host", metavar="ADDRESS", help="Listen elsewhere than on 127.0.0.1; there is no password.")
 @click.pass_context
-def serve(context: click.Context, port: int, host: str | None, **given: Any) -> None:
+def serve(context: click.Context, /, port: int, host: str | None, **given: Any) -> None:
     """The explorer in a browser on this machine (the extra `web`); from another one by ssh -L."""
     from memloc_core import sources
     from memloc_tui.commands import serve as asked

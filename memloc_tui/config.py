@@ -230,7 +230,8 @@ def _lines(text: str) -> dict[str, int]:
     part = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[A-Za-z0-9_-]+)"
     dotted = rf"{part}(?:[ \t]*\.[ \t]*{part})*"
     header, key = re.compile(rf"\s*\[\s*({dotted})\s*\]"), re.compile(rf"\s*({dotted})\s*=")
-    table, found = "", {}
+    table = ""
+    found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         match = header.match(line) or key.match(line)
         if match is None:

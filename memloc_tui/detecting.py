@@ -32,8 +32,7 @@ def told(catalogue: Catalogue, rows: Sequence[int], answers: Sequence[Any], seed
 
     from memloc_core import detection
 
-    rows = np.asarray(rows)
-    truth, labelled, clusters = labels(catalogue, rows)
+    truth, labelled, clusters = labels(catalogue, np.asarray(rows))
     names = answers[0].result.names
     values = np.concatenate([answer.result.values for answer in answers]).astype(np.float64)
     detection.check(truth, clusters)

@@ -120,7 +120,7 @@ async def test(session: Session, claim: Claim, setting: Setting, pace: Pace, on_
     provenance: Provenance | None = None
     spent = 0.0
 
-    def told(done: float, theirs: float, total: float, rest: list[Request], progress: Any = None) -> None:
+    def told(done: float, theirs: float, total: float, rest: Sequence[Request], progress: Any = None) -> None:
         """`theirs` is the cost of what is being asked, of which so much has been made; without any progress, all."""
         share = 1.0 if progress is None else progress.done / max(1, progress.total)
         on_step(Step(claim, (done + share * theirs) / total, pace.seconds(rest, (1 - share) * theirs)))

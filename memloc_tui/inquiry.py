@@ -29,6 +29,8 @@ from memloc_tui.glyphs import visible
 from memloc_tui.scene import Want
 
 if TYPE_CHECKING:
+    from textual.worker import WorkType
+
     from memloc_tui.screens.explorer import Explorer
 
 PATIENCE = 0.15  # seconds before a panel says that it waits: a fast answer never flickers
@@ -134,7 +136,7 @@ class Inquiry:
                 or request in self._stopped
                 or request in self._flights
             ):
-                work = partial(self._ask, request)
+                work: WorkType[None] = partial(self._ask, request)
                 worker = self.explorer.run_worker(work, group="inquiry", exit_on_error=False)
                 self._flights[request] = Flight(worker)
                 self.explorer.set_timer(PATIENCE + 0.01, partial(self._still_asking, request))
@@ -169,8 +171,6 @@ class Inquiry:
         self._stopped.clear()
 
     async def _ask(self, request: Request) -> None:
-        session = self.explorer.memloc.session
-        assert session is not None
 
         def progress(step: Progress) -> None:
             flight = self._flights.get(request)
@@ -187,7 +187,7 @@ class Inquiry:
                 self._on_change()
 
         try:
-            answer = await session.ask(request, progress)
+            answer = await self.explorer.session.ask(request, progress)
         except Cancelled:
             if self._flights.pop(request, None) is not None:  # by the engine, not by us
                 self._stopped.add(request)

@@ -101,7 +101,7 @@ def relabelled(line: list[Key], keys: Mapping[str, str]) -> list[Key]:
     own: dict[str, str] = {}
     for title, bindings in places():
         for binding in bindings:
-            if binding.id in keys:
+            if binding.id and binding.id in keys:
                 key = shown(rebound(binding, keys))
                 own[f"{'app' if title == 'Everywhere' else 'screen'}.{binding.action}"] = key
                 own[f"screen.panel_key('{binding.id.partition('.')[0]}','{binding.id}')"] = key

@@ -39,7 +39,8 @@ def cells_of(gradients: ComponentGradients, score: Score, unit: Unit) -> Array:
 
 def total_of(gradients: ComponentGradients, score: Score) -> Array:
     """Each paragraph's score summed over all layers, [n]."""
-    return gradients.layer_sums(score).sum(-1)
+    total: Array = gradients.layer_sums(score).sum(-1)
+    return total
 
 
 def percentile(value: float, sample: Array) -> float:

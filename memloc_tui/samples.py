@@ -7,7 +7,8 @@ match that it is drawn from is known.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from memloc_core.requests import (
     ContrastGradients,
@@ -22,6 +23,7 @@ from memloc_core.requests import (
 if TYPE_CHECKING:
     from memloc_tui.catalogue import Catalogue
 
+Q = TypeVar("Q", bound=Request)
 Of = Literal["memorized", "non-memorized"]
 OF: tuple[Of, Of] = ("memorized", "non-memorized")
 
@@ -93,7 +95,7 @@ class Samples:
         return self._once(
             ContrastGradients,
             "",
-            lambda: ContrastGradients(*(self._tokens(of, GRADIENTS) for of in OF), prefix_length=self._p),
+            lambda: ContrastGradients(self._tokens(OF[0], GRADIENTS), self._tokens(OF[1], GRADIENTS), self._p),
         )
 
     def rarity(self, query: int) -> Rarity | None:
@@ -138,10 +140,11 @@ class Samples:
     def _p(self) -> int:
         return self.catalogue.paragraphs.prefix_length
 
-    def _once(self, kind: type[Request], key: object, make: Any) -> Any:
-        if (kind, key) not in self._requests:
-            self._requests[kind, key] = make()
-        return self._requests[kind, key]
+    def _once(self, kind: type[Q], key: object, make: Callable[[], Q]) -> Q:
+        known = self._requests.get((kind, key))
+        if not isinstance(known, kind):
+            known = self._requests[kind, key] = make()
+        return known
 
     def _tokens(self, of: Of, most: int) -> tuple[Tokens, ...]:
         return tuple(self.catalogue.paragraphs.row(row) for row in self.stratum(of)[:most])

@@ -217,7 +217,8 @@ class Session:
             return [await self.ask(requests[0], heard)]
         questions = [self._question(request) for request in requests]
         posed = [question if isinstance(question, Edited) else Edited(question) for question in questions]
-        answer = await self.ask(replace(posed[0], request=Sweeps(tuple(one.request for one in posed))), heard)
+        sweeps = tuple(one.request for one in posed if isinstance(one.request, Sweep))  # all of them are
+        answer = await self.ask(replace(posed[0], request=Sweeps(sweeps)), heard)
         provenance = replace(answer.provenance, seconds=answer.provenance.seconds / len(posed))
         answers = [Answer(one.request, s, provenance) for one, s in zip(posed, answer.result.scores, strict=True)]
         for one, found in zip(posed, answers, strict=True):

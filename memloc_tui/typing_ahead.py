@@ -28,7 +28,7 @@ def pasted(text: str, whole: bool) -> str:
     return text if whole else _STEERS.sub("", text)
 
 
-class TypingAhead(App[None], inherit_bindings=False):
+class TypingAhead(App[object], inherit_bindings=False):
     """An app in which a key waits until what the one before set going has reached everyone from its widget upwards."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -345,7 +345,7 @@ def _left_context(catalogue: Catalogue, groups: Split) -> Tokens:
 # ------------------------------------------------------------------------------------------------------------- dealing
 
 
-def _deal_siblings(groups: Split, clusters: list[list[int]], stratum: dict[int, str], most: int) -> None:
+def _deal_siblings(groups: Split, clusters: list[list[int]], stratum: Mapping[int, str], most: int) -> None:
     """In turn: watched as family (if memorized), kept. The memorized ones first, so that both sides get of them."""
     clusters = sorted(clusters, key=lambda own: all(stratum[row] != _KINDS[0] for row in own))
     for number, own in enumerate(clusters):
@@ -356,7 +356,7 @@ def _deal_siblings(groups: Split, clusters: list[list[int]], stratum: dict[int, 
             groups.family.extend(memorized[: max(0, WATCHED - len(groups.family))])
 
 
-def _deal(groups: Split, clusters: list[list[int]], stratum: dict[int, str], keep: int) -> None:
+def _deal(groups: Split, clusters: list[list[int]], stratum: Mapping[int, str], keep: int) -> None:
     """Strangers: kept first, half of them memorized, as far as there are; then the group that lacks most."""
     there = Counter(stratum[row] for own in clusters for row in own)
     most = [-(-there[kind] // 2) for kind in _KINDS]

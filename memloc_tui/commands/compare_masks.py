@@ -72,7 +72,7 @@ class Comparison:
                 raise UsageError(f"There is no mask {mask!r}; there are {', '.join((*NAMES, *MASKS))}.")
             if place and mask not in PLACED:
                 raise UsageError(f"The mask {mask} has no place; only {', '.join(PLACED)} do, as in head:L1H2.")
-            arms.append((cast("Mask", mask), place))
+            arms.append((mask, place))
         return arms
 
 
@@ -195,7 +195,7 @@ def compare(settings: Settings, comparison: Comparison, out: Path | None, as_jso
             for (arm, row, seed, _), answer in zip(asked, answers, strict=True)
         ]
         assert session.model is not None
-        about = {"model": session.model.name, "fingerprint": session.model.fingerprint}
+        about: dict[str, Any] = {"model": session.model.name, "fingerprint": session.model.fingerprint}
         about |= {"paragraphs": catalogue.paragraphs.source, "length": catalogue.length}
         return summarize(trials, about | {"seed": comparison.options.seed, "seeds": comparison.seeds})
 

@@ -67,18 +67,18 @@ class Selection:
             if found := [r for r in range(len(known)) if catalogue.stratum_of(int(catalogue.em[r])) == self.stratum]:
                 return found[: self.limit]
             raise UsageError(f"No paragraph of {catalogue.paragraphs.source} is {self.stratum}.")
-        rows = []
+        rows: list[int] = []
         for wanted in self.ids:
             # The same paragraph may stand in a file twice; its first row answers for it.
-            found = {known[row]: row for row in range(len(known) - 1, -1, -1) if known[row].startswith(wanted)}
-            if len(found) != 1:
+            begun = {known[row]: row for row in range(len(known) - 1, -1, -1) if known[row].startswith(wanted)}
+            if len(begun) != 1:
                 what = (
                     "No paragraph has an id that begins"
-                    if not found
-                    else f"{len(found)} paragraphs have ids that begin"
+                    if not begun
+                    else f"{len(begun)} paragraphs have ids that begin"
                 )
                 raise UsageError(f"{what} with {wanted!r}; memloc-tui list shows the ids.")
-            rows.extend(found.values())
+            rows.extend(begun.values())
         return rows
 
     async def distinct_rows(self, asker: Asker) -> list[int]:

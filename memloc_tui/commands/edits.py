@@ -12,7 +12,7 @@ from rich.text import Text
 
 from memloc_core import edit_files
 from memloc_core.codec import to_json
-from memloc_core.requests import ExportCheckpoint, SparseEdit
+from memloc_core.requests import ExportCheckpoint, SparseEdit, Unlearn
 from memloc_tui import edits, labels
 from memloc_tui.commands.console import Asker, Out, print_json, run, table_of
 from memloc_tui.glyphs import visible
@@ -57,6 +57,7 @@ def show_edit(name: str, as_json: bool) -> None:
         print_json(to_json(about | {field: getattr(answer, field) for field in ("request", "result", "provenance")}))
         return
     request, run_ = answer.request, answer.result
+    assert isinstance(request, Unlearn)
     out = Out()
     on = f", on top of {', '.join(f[: edits.SHORT] for f in edit.on_top_of)}" if edit.on_top_of else ""
     lines = [

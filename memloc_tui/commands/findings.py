@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -15,7 +16,7 @@ from memloc_core.findings import DRAWN_FROM
 from memloc_core.requests import Finding
 from memloc_tui.commands.console import Asker, Out, print_json, run, table_of
 from memloc_tui.figures import figure, interval
-from memloc_tui.findings import SIGNS, Pace, claims_named, clock, planned, setting_of, test
+from memloc_tui.findings import SIGNS, Pace, Step, claims_named, clock, planned, setting_of, test
 from memloc_tui.glyphs import visible
 from memloc_tui.settings import Settings
 
@@ -35,9 +36,9 @@ def findings(settings: Settings, quick: bool, only: tuple[str, ...], seed: int, 
         found = await findings_of(asker, quick, only, seed, say)
         model, paragraphs = asker.session.model, asker.catalogue.paragraphs
         assert model is not None
-        about = {"model": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype, "device": model.device}
-        edits = [edit.fingerprint for edit in asker.session.edits if edit.on]
-        about |= {"edits": edits, "paragraphs": paragraphs.source, "paragraphs_fingerprint": paragraphs.fingerprint}
+        about: dict[str, Any] = {"model": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype}
+        about |= {"device": model.device, "edits": [edit.fingerprint for edit in asker.session.edits if edit.on]}
+        about |= {"paragraphs": paragraphs.source, "paragraphs_fingerprint": paragraphs.fingerprint}
         return about | {"quick": quick, "seed": seed}, found
 
     about, found = run(settings, work)
@@ -72,10 +73,14 @@ async def findings_of(
     await asker.score(range(min(DRAWN_FROM, len(asker.catalogue.file))))
     setting = setting_of(asker.catalogue, asker.session.model, quick, seed)
     plan, pace, found = await asyncio.to_thread(planned, claims, setting), Pace(), []
+
+    def heard(show: Callable[[float], None], step: Step) -> None:
+        show(step.done)
+
     for place, claim in enumerate(claims, 1):
         started = monotonic()
         with asker.bar(f"claim {place} of {len(claims)}, {claim.name}") as show:
-            found.append(await test(asker.session, claim, setting, pace, lambda step, show=show: show(step.done)))
+            found.append(await test(asker.session, claim, setting, pace, partial(heard, show)))
         if on_found is not None:
             left = pace.left(asker.session, [plan[later.name] for later in claims[place:]])
             on_found(place, found[-1], monotonic() - started, left)

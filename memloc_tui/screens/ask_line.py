@@ -26,7 +26,7 @@ class AskLine(Dialog[str]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as box:
-            box.border_title = Content(self.asked)  # type: ignore[assignment]
+            box.border_title = Content(self.asked)
             box.border_subtitle = "⏎ takes it · esc back"
             yield Static(Content(self.says))
             yield TextLine(self.text, compact=True, select_on_focus=False, max_length=self.longest)

@@ -17,6 +17,8 @@ from memloc_tui.screens.study import Question, Study
 from memloc_tui.view import Score, Trial, score_of
 
 if TYPE_CHECKING:
+    from textual.worker import WorkType
+
     from memloc_tui.screens.explorer import Explorer
 
 PATIENCE = 0.15  # seconds before a pane says that it waits: a fast answer never flickers
@@ -56,7 +58,8 @@ class Asking:
             self.explorer.set_timer(PATIENCE, lambda: self._still_asking(question))
             # A new paragraph's text comes before its numbers; a new token before its effect, beside the old numbers.
             self.explorer.draw(all_panes=study.score is None)
-        self.explorer.run_worker(partial(self._answer, question), group="answer", exclusive=True, exit_on_error=False)
+        work: WorkType[None] = partial(self._answer, question)
+        self.explorer.run_worker(work, group="answer", exclusive=True, exit_on_error=False)
 
     def _recall(self) -> None:
         """The paragraph's trials of earlier sittings, as far as the cache knows their answers under these weights."""
@@ -132,8 +135,7 @@ class Asking:
         return tuple(answer.result.tokens.tolist()) if answer else None
 
     async def _answer(self, question: Question) -> None:
-        session, study = self.explorer.memloc.session, self.study
-        assert session is not None
+        session, study = self.explorer.session, self.study
 
         def late() -> bool:
             return self.explorer.study is not study or question != study.question

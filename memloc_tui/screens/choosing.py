@@ -13,6 +13,8 @@ from memloc_tui.view import Replacements
 from memloc_tui.widgets.chooser import Candidates, Chooser
 
 if TYPE_CHECKING:
+    from textual.worker import WorkType
+
     from memloc_tui.screens.explorer import Explorer
 
 OFFERED = 33  # most frequent and rarest tokens in their columns
@@ -62,7 +64,7 @@ class Choosing:
             study.trying = study.with_replacement(study.here.replacements, position, self.chooser.try_first())
         self.explorer.asking.ask()
         if study.identity:
-            work = partial(self._next_best, study, study.current, position, study.here.replacements)
+            work: WorkType[None] = partial(self._next_best, study, study.current, position, study.here.replacements)
             self.explorer.run_worker(work, group="chooser", exclusive=True, exit_on_error=False)
         self._show(True)
 
@@ -77,8 +79,7 @@ class Choosing:
 
     async def _next_best(self, study: Study, row: int, position: int, kept: Replacements) -> None:
         """The model's own alternatives come when they come; the other columns do not wait for them."""
-        session = self.explorer.memloc.session
-        assert session is not None
+        session = self.explorer.session
         original = int(study.catalogue.paragraphs.tokens[row, position])
         try:
             answer: Any = await session.ask(study.posed(Alternatives(study.prefix(row, kept), position, NEXT_BEST)))

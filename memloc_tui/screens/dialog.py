@@ -49,7 +49,7 @@ class Dialog(LeavesOnce, ModalScreen[T]):
 
     def on_click(self, event: events.Click) -> None:
         box = self.query_one(".dialog").region
-        if event.screen_y == box.bottom - 1 or (event.screen_x, event.screen_y) not in box:
+        if event.screen_y == box.bottom - 1 or not box.contains(event.screen_x, event.screen_y):
             self.action_close()
 
     def action_close(self) -> None:

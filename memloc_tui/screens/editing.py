@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memloc_core.errors import MemlocError, UsageError
 from memloc_core.requests import Edited, Request
@@ -30,8 +30,7 @@ class Editing:
 
     def opened(self) -> None:
         """The session knows the model (again): the edits of the last sitting, as far as they fit it."""
-        memloc = self.explorer.memloc
-        session: Any = memloc.session
+        memloc, session = self.explorer.memloc, self.explorer.session
         if not self._restored:
             self._restored = True
             if memloc.settings.edits:
@@ -150,7 +149,7 @@ class Editing:
     def forget(self, fingerprint: str) -> None:
         """An edit that is off is kept no more."""
         self.stack = [edit for edit in self.stack if edit.fingerprint != fingerprint]
-        self.explorer.memloc.session.set_edits(self._on_paper())
+        self.explorer.session.set_edits(self._on_paper())
         self._remember()
         self.show_top()
 
@@ -202,7 +201,7 @@ class Editing:
     def _new_study(self, before: Study) -> Study:
         from memloc_tui.screens.study import Study
 
-        catalogue = self.explorer.owning.catalogue(self.explorer.memloc.session)
+        catalogue = self.explorer.owning.catalogue(self.explorer.session)
         catalogue.perturbed, catalogue.marked = before.catalogue.perturbed, before.catalogue.marked
         study = self._studies[self.on] = Study(before.resume, catalogue, before.identity)
         study.edits = self.names

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from memloc_tui.screens.sweeping import Sweeping
     from memloc_tui.screens.touring import Touring
     from memloc_tui.screens.unlearning import UnlearnRuns
+    from memloc_tui.session import Session
     from memloc_tui.view import Overlay, Replacements
     from memloc_tui.widgets.chooser import Chooser
     from memloc_tui.widgets.findings_panel import FindingsPanel
@@ -133,6 +134,12 @@ class Explorer(NotSelecting, Screen[None]):
         return cast("MemlocApp", self.app)
 
     @property
+    def session(self) -> Session:
+        """There is one while it opens, and always once a model was known."""
+        assert self.memloc.session is not None
+        return self.memloc.session
+
+    @property
     def current(self) -> int:
         """The paragraph on screen, -1 for none."""
         return self.study.current if self.study is not None else -1
@@ -199,8 +206,7 @@ class Explorer(NotSelecting, Screen[None]):
 
     def part(self, part: str) -> None:
         """The session has opened `part`: "vocabulary", "paragraphs" or "model" (again, if the cache was wrong)."""
-        session = self.memloc.session
-        assert session is not None
+        session = self.session
         identity = session.model.identity if session.model is not None else ""
         if session.model is not None:
             model = session.model
@@ -219,6 +225,7 @@ class Explorer(NotSelecting, Screen[None]):
             self._start(self.owning.catalogue(session), identity)
         else:
             return
+        assert self.study is not None
         self.editing.started(self.study)
         if identity:
             self.locating.begin()
@@ -580,11 +587,11 @@ class Explorer(NotSelecting, Screen[None]):
         if self.study is not None and self.study.trying is not None:
             position = self.choosing.chooser.position
             original = self.prefix.text(self.study.view().prefix[position])
-            bottom.border_title = Content(f"4 Choose a token for position {position}, {quoted(original)}")  # type: ignore[assignment]
+            bottom.border_title = Content(f"4 Choose a token for position {position}, {quoted(original)}")
             return
         names = [f"{p.key} {p.title}" for p in PANELS]
         between = " │ " if len(" │ ".join(names)) + 4 <= (bottom.size.width or self.size.width) else "│"
-        bottom.border_title = Content(between).join(  # type: ignore[assignment]
+        bottom.border_title = Content(between).join(
             Content.styled(name, "bold" if p.name == self._tab else "dim").stylize(
                 Style.from_meta({"@click": f"screen.panel('{p.name}')"})
             )

@@ -82,7 +82,8 @@ class Finds:
         self._worker: Worker[None] | None = None
         self._measuring: Worker[None] | None = None
         self._of: Study | None = None  # whose worker it is
-        self._running, self._done, self._left, self._painted = "", 0.0, None, 0.0  # type: ignore[var-annotated]
+        self._running, self._done, self._painted = "", 0.0, 0.0
+        self._left: float | None = None
 
     # ---------------------------------------------------------------------------------------------- what is known
 
@@ -129,14 +130,12 @@ class Finds:
         return self._worker is not None
 
     def _setting(self, study: Study) -> Setting:
-        session = self.explorer.memloc.session
-        assert session is not None
+        session = self.explorer.session
         return findings.setting_of(study.catalogue, session.model, self.quick)
 
     def _shifts(self, study: Study) -> tuple[Shift, ...]:
         """The gradients of each stratum that are known already."""
-        session = self.explorer.memloc.session
-        assert session is not None
+        session = self.explorer.session
         setting = self._setting(study)
         shifts = []
         for (_, _, rows), questions in zip(strata_of(setting), gradient_questions(setting), strict=True):
@@ -231,8 +230,7 @@ class Finds:
                 self._end()
 
     async def _test(self, study: Study, kept: _Kept, quick: bool) -> None:
-        session = self.explorer.memloc.session
-        assert session is not None
+        session = self.explorer.session
         setting, pace = self._setting(study), findings.Pace()
         found = kept.found[quick]
         missing = self._missing(found)
@@ -243,8 +241,7 @@ class Finds:
             found[claim.name] = await findings.test(session, claim, setting, pace, self._heard)
 
     async def _gradients(self, study: Study, kept: _Kept, quick: bool) -> None:
-        session = self.explorer.memloc.session
-        assert session is not None
+        session = self.explorer.session
         questions = [question for part in gradient_questions(self._setting(study)) for question in part]
         started = monotonic()
         for place, question in enumerate(questions):

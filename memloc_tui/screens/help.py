@@ -33,7 +33,7 @@ from memloc_tui.widgets.token_grid import TokenGrid
 
 def sections(app_bindings: list[Binding]) -> list[tuple[str, list[Binding]]]:
     """Title and bindings of each place where keys mean something."""
-    places = [
+    places: list[tuple[str, type]] = [
         ("Explorer", Explorer),
         *((tab.title, panel_type(tab)) for tab in PANELS if "BINDINGS" in panel_type(tab).__dict__),
         ("Lists", RowList),

@@ -16,6 +16,8 @@ from memloc_tui.screens.telling import Telling
 from memloc_tui.widgets.one_line import OneLine
 
 if TYPE_CHECKING:
+    from textual.worker import WorkType
+
     from memloc_tui.screens.explorer import Explorer
 
 RESORT_EVERY = 0.25  # seconds: rows that jump more often cannot be read
@@ -53,12 +55,12 @@ class Listing:
     def scan(self) -> None:
         """Ask for every exact match that is not known."""
         self.error = ""
-        self.explorer.run_worker(self._scan, group="scan", exclusive=True, exit_on_error=False)
+        work: WorkType[None] = self._scan
+        self.explorer.run_worker(work, group="scan", exclusive=True, exit_on_error=False)
 
     async def _scan(self) -> None:
         """What is in the cache at once, then the engine, what is on screen first."""
-        session, catalogue = self.explorer.memloc.session, self.catalogue
-        assert session is not None
+        session, catalogue = self.explorer.session, self.catalogue
         firsts = {chunk: catalogue.rows_in(chunk).start for chunk in range(catalogue.chunks)}
         missing = {
             chunk for chunk, row in firsts.items() if catalogue.scored(row) is None and row not in catalogue.gone
@@ -130,7 +132,7 @@ class Listing:
     def filter(self, then: int = -1) -> None:
         """Find the rows that match, then show paragraph `then` (or the first) if none is shown yet."""
         self.filtering = True
-        work = partial(self._filter, self.terms, then)
+        work: WorkType[None] = partial(self._filter, self.terms, then)
         self.explorer.run_worker(work, group="filter", exclusive=True, exit_on_error=False)
 
     async def _filter(self, terms: tuple[Term, ...], then: int) -> None:

@@ -86,7 +86,7 @@ class Measuring:
             posed = self._posed(run, question)
         except MemlocError:
             return  # said when it is asked for
-        before, after = (self.explorer.memloc.session.peek(request) for request in posed)
+        before, after = (self.explorer.session.peek(request) for request in posed)
         if before is not None or after is not None:
             self.runs.change(number, before=before and before.result, after=after and after.result)
             self.runs.draw()
@@ -110,7 +110,7 @@ class Measuring:
         try:
             posed = self._posed(self.runs.all[number], await self._question(number))
             for name, request in (("after", posed[1]), ("before", posed[0])):
-                answer = await self.explorer.memloc.session.ask(request, partial(progress, name))
+                answer = await self.explorer.session.ask(request, partial(progress, name))
                 self.runs.change(number, **{name: answer.result})
                 self.runs.draw()
         except asyncio.CancelledError:

@@ -21,6 +21,7 @@ from memloc_tui.screens.dialog import Dialog
 
 if TYPE_CHECKING:
     from textual.document._document import EditResult, Location
+    from textual.worker import WorkType
 
     from memloc_core.requests import Tokens
     from memloc_tui.screens.explorer import Explorer
@@ -112,7 +113,8 @@ class OwnTextDialog(Dialog[tuple[int, ...]]):
         self._count(take=True)
 
     def _count(self, take: bool) -> None:
-        self.run_worker(partial(self._encode, take), group="encode", exclusive=True, exit_on_error=False)
+        work: WorkType[None] = partial(self._encode, take)
+        self.run_worker(work, group="encode", exclusive=True, exit_on_error=False)
 
     async def _encode(self, take: bool) -> None:
         """Say how many tokens there are, and take them if they are enough."""
@@ -121,6 +123,9 @@ class OwnTextDialog(Dialog[tuple[int, ...]]):
             self._say(self._needs, wrong=take)
             return
         memloc = self.explorer.memloc
+        if memloc.session is None:
+            self._say(memloc.no_model, wrong=True)
+            return
         try:
             question = EncodeText(meant(written), memloc.settings.model, memloc.settings.revision)
             answer: Any = await memloc.session.ask(question)

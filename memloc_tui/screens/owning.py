@@ -11,7 +11,7 @@ from memloc_tui.glyphs import fit
 from memloc_tui.own_texts import Full, OwnText
 
 if TYPE_CHECKING:
-    from memloc_core.requests import ParagraphSet, Tokens
+    from memloc_core.requests import ParagraphSet, Tokens, Vocabulary
     from memloc_tui.screens.explorer import Explorer
     from memloc_tui.session import Session
 
@@ -83,12 +83,11 @@ class Owning:
             for each in self.explorer.editing.studies:
                 each.catalogue.gone.discard(number)
         if catalogue.is_own(number):
-            self._keep(tokens[: len(row)])
+            self._keep(catalogue.vocabulary, tokens[: len(row)])
         self._show(number)
         self.explorer.listing.scan()
 
-    def _keep(self, tokens: Tokens) -> None:
-        vocabulary = self.explorer.memloc.session.vocabulary
+    def _keep(self, vocabulary: Vocabulary, tokens: Tokens) -> None:
         try:
             own_texts.keep(vocabulary, OwnText(tokens, vocabulary.text(tokens)))
         except OSError as error:
@@ -144,7 +143,7 @@ class Owning:
         self._show(left[min(at, len(left) - 1)] if left else 0)
         try:
             own_texts.drop(
-                memloc.session.vocabulary, lambda text: self.row(paragraphs, text.tokens) == paragraphs.row(row)
+                study.catalogue.vocabulary, lambda text: self.row(paragraphs, text.tokens) == paragraphs.row(row)
             )
         except OSError as error:
             memloc.say(f"Your text comes back the next time: its file cannot be written ({error.strerror}).", "warning")

@@ -14,7 +14,7 @@ from memloc_tui.screens.dialog import LeavesOnce
 class Commands(command.CommandList):
     """The list of hits, which a click on a line that has just gone does not hurt."""
 
-    def _on_click(self, event: events.Click) -> None:
+    async def _on_click(self, event: events.Click) -> None:
         if event.style.meta.get("option", -1) >= self.option_count:
             event.prevent_default()
 
@@ -30,7 +30,7 @@ class Palette(LeavesOnce, command.CommandPalette):
         with suppress(NoMatches):  # it has been left before all hits were there
             await command.CommandPalette._gather_commands.__wrapped__(self, search_value)  # type: ignore[attr-defined]
 
-    def _on_click(self, event: events.Click) -> None:
+    def _on_click(self, event: events.Click) -> None:  # type: ignore[override]  # as is Textual's own
         try:
             self.get_widget_at(event.screen_x, event.screen_y)
         except NoWidget:  # the terminal is smaller since

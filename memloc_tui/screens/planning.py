@@ -12,6 +12,8 @@ from memloc_core.requests import Answer, Edited, EstimateRun, MeasureRemains, Re
 from memloc_tui.glyphs import visible
 
 if TYPE_CHECKING:
+    from textual.worker import WorkType
+
     from memloc_tui.screens.explorer import Explorer
     from memloc_tui.screens.study import Study
 
@@ -115,7 +117,7 @@ class Planning:
 
     def _estimate_now(self, key: object, form: dict[str, str]) -> None:
         if key == self._asked and self.explorer.is_attached:
-            work = partial(self._ask_estimate, key, form)
+            work: WorkType[None] = partial(self._ask_estimate, key, form)
             self.explorer.run_worker(work, group="estimate", exclusive=True, exit_on_error=False)
 
     async def _ask_estimate(self, key: object, form: dict[str, str]) -> None:
@@ -123,7 +125,7 @@ class Planning:
             on = self.explorer.editing.on
             run, *_ = await self.planned(form, on)
             posed = self.explorer.editing.posed(EstimateRun(run), on)
-            found, lacks, wrong = (await self.explorer.memloc.session.ask(posed)).result, "", False
+            found, lacks, wrong = (await self.explorer.session.ask(posed)).result, "", False
         except Cancelled:
             return
         except EngineDied:
@@ -167,7 +169,7 @@ class Planning:
         typed text and what the model says after that."""
         from memloc_tui.unlearning import perturbed_alternative, typed_alternative
 
-        session, settings = self.explorer.memloc.session, self.explorer.memloc.settings
+        session, settings = self.explorer.session, self.explorer.memloc.settings
         catalogue, p, found = study.catalogue, study.catalogue.paragraphs, []
 
         async def ask(request: Request) -> Answer[Any]:

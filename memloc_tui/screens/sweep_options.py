@@ -86,7 +86,7 @@ class OptionRows(RowList):
         """One value to the left or right."""
         resume = self.resume
         if self.cursor == 0:
-            at = STRATEGIES.index(resume.strategy) if resume.strategy in STRATEGIES else 0  # type: ignore[arg-type]
+            at = STRATEGIES.index(resume.strategy) if resume.strategy in STRATEGIES else 0
             resume.strategy = STRATEGIES[(at + step) % len(STRATEGIES)]
         elif self.cursor == DRAWS:
             resume.draws = max(1, min(99, resume.draws + step))

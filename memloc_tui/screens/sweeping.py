@@ -82,8 +82,7 @@ class Sweeping:
 
     async def _run(self, request: Request, study: Study, row: int) -> None:
         explorer = self.explorer
-        session, here, painted = explorer.memloc.session, study.work_on(row), monotonic()
-        assert session is not None
+        session, here, painted = explorer.session, study.work_on(row), monotonic()
         explorer.top.show_job("sweep", "sweep")
 
         def show(scores: SweepScores, done: bool) -> None:

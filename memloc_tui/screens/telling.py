@@ -60,8 +60,7 @@ class Telling:
         from memloc_tui.detecting import CHUNK, requests, told
 
         explorer, rows = self.explorer, list(range(self._most(catalogue)))
-        session, painted = explorer.memloc.session, monotonic()
-        assert session is not None
+        session, painted = explorer.session, monotonic()
         answers: list[Any] = []
 
         def progress(step: Progress | None = None) -> None:

@@ -94,7 +94,8 @@ class UnlearnRuns:
 
     def opened(self) -> None:
         """The session knows the model (again): runs of other weights are none of its."""
-        model = self.explorer.memloc.session.model
+        model = self.explorer.session.model
+        assert model is not None
         if self._base != model.fingerprint:
             self._base, self.all, self._reading, self._read = model.fingerprint, {}, False, False
             self._marked, self._newest = set(), -1
@@ -181,7 +182,7 @@ class UnlearnRuns:
             self.explorer.memloc.say("No run is going on.")
             return
         paused = run.state == "running"
-        if self.explorer.memloc.session.pause(run.request, paused):
+        if self.explorer.session.pause(run.request, paused):
             self.change(run.number, state="paused" if paused else "running")
             self._pace = (monotonic(), self._pace[1], self._pace[2])
             self._job(self.all[run.number])
@@ -256,7 +257,7 @@ class UnlearnRuns:
         self._job(self.all[number])
         self._go_to(number)
         try:
-            answer = await self.explorer.memloc.session.ask(posed, progress)
+            answer = await self.explorer.session.ask(posed, progress)
         except (asyncio.CancelledError, Cancelled) as error:
             self._keep_best(number, monotonic() - started, "cancelled")
             if isinstance(error, asyncio.CancelledError):
@@ -304,7 +305,7 @@ class UnlearnRuns:
         """What a run has come to, as an answer; None where no step was better than none."""
         from memloc_tui.unlearning import kept_so_far
 
-        result, model = run.result, self.explorer.memloc.session and self.explorer.memloc.session.model
+        result, model = run.result, self.explorer.session.model
         if result is None or model is None or not run.best or not len(result.edit):
             return None
         return kept_so_far(run.request, result, model, run.below, reason, seconds)

@@ -249,7 +249,7 @@ class FindingsPanel(LocalPanel):
     @staticmethod
     def _headline(scene: Scene, board: Board) -> Content:
         size, found = scene.setting(SIZE), board.found
-        verdicts = [finding.verdict for finding in found.values()]
+        verdicts: list[str] = [finding.verdict for finding in found.values()]
         said = f" · {size} · {len(found)} of {len(CLAIMS)}"
         if found:
             counts = [(verdicts.count(v), word) for v, word in zip(SIGNS, ("hold", "not", "open"), strict=True)]

@@ -100,7 +100,7 @@ class GradientsPanel(LocalPanel):
     panel_id, title, key = "gradients", "Gradients", "5"
     MAIN = Heatmap
     SWITCHES = (UNIT, SCORE, MAP, SITE)
-    BINDINGS = switch_bindings("gradients", SWITCHES)
+    BINDINGS = [*switch_bindings("gradients", SWITCHES)]
     DEFAULT_CSS = """
     GradientsPanel {
         & #gradient-left { width: 1fr; }
@@ -228,18 +228,18 @@ class GradientsPanel(LocalPanel):
                 columns = [str(i % 10) for i in range(p)]
                 groups = [(str(i), min(10, p - i)) for i in range(0, p, 10)]
         elif chosen in ("difference", "ratio"):
-            request = scene.samples.contrast()
-            contrast: GradientContrast | None = known.result(request)
+            asked = scene.samples.contrast()
+            contrast: GradientContrast | None = known.result(asked)
             samples = " against ".join(scene.samples.said(of, GRADIENTS) for of in OF)
             formula = "max(|g mem| − |g non|)" if chosen == "difference" else "max |g mem| / (|g non| + floor)"
             head = f"{formula} · {samples}"
-            why = scene.samples.lacks((OF[0], 1), (OF[1], 1)) or known.lacks(request)
+            why = scene.samples.lacks((OF[0], 1), (OF[1], 1)) or known.lacks(asked)
             if contrast is not None:
                 values = getattr(contrast, chosen)
                 groups, columns = groups_of(contrast.components)
         else:
             gradients = own if chosen == "this paragraph" else means[OF.index(cast(Of, chosen))]
-            n = f"mean of {scene.samples.said(cast(Of, chosen), GRADIENTS)}" if chosen in OF else chosen
+            n = f"mean of {scene.samples.said(chosen, GRADIENTS)}" if chosen in OF else chosen
             kind = "share of the sum" if unit == "share" else SAID[score]
             head = f"{kind} · {n}"
             if chosen == "this paragraph":

@@ -25,6 +25,9 @@ class Tab(NamedTuple):
 class Panel(Protocol):
     """What the explorer asks of a tab's widget."""
 
+    @property
+    def has_focus_within(self) -> bool: ...
+
     def show(self, view: View, catalogue: Catalogue, scene: Scene | None, known: Known) -> None:
         """Show this paragraph under its current replacements; no scene before the model is known."""
 

@@ -62,8 +62,8 @@ class RunForm(RowList):
 
     def row(self, index: int, width: int) -> list[Segment]:
         if index == len(self.fields):
-            look = self.look("faint" if self.runs.wrong else "match")
-            return [Segment(" ▸ start ", look), Segment("  ⏎", self.look("faint"))]
+            start = self.look("faint" if self.runs.wrong else "match")
+            return [Segment(" ▸ start ", start), Segment("  ⏎", self.look("faint"))]
         field_, form = self.fields[index], self.runs.form
         value = self._value(field_, form)
         wrong = mistake(field_.name, form[field_.name])

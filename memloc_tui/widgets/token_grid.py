@@ -118,7 +118,7 @@ class TokenGrid(ScrollView, can_focus=True):
             subtitle = self._said[1]
         if (title, subtitle) != self._said:
             self._said = (title, subtitle)
-            self.border_title, self.border_subtitle = Content(title), Content(subtitle)  # type: ignore[assignment]
+            self.border_title, self.border_subtitle = Content(title), Content(subtitle)
 
     def show(self, columns: list[Column], labels: tuple[str, ...] = ("",), empty: str = "") -> None:
         """Show these columns; only the lines that differ from before are painted again."""

@@ -109,7 +109,7 @@ class UnlearnPanel(LocalPanel):
         Binding("space", "pause", "pause", id="unlearn.pause", tooltip="Unlearn: pause the run, or go on"),
         Binding("n", "new", "new run", id="unlearn.new", tooltip="Unlearn: the form of a new run"),
         *switch_bindings("unlearn", SWITCHES),
-        Binding("t", "toggle", "edit on/off", id="unlearn.toggle", tooltip="Unlearn: switch a run's edit on, or off"),
+        Binding("t", "on_off", "edit on/off", id="unlearn.toggle", tooltip="Unlearn: switch a run's edit on, or off"),
         Binding("b", "mark_run", "lay over", id="unlearn.mark_run", tooltip="Unlearn: lay a run over others, or not"),
         Binding(
             "i", "measure", "measure", id="unlearn.measure", tooltip="Unlearn: measure what a run left, and before"
@@ -579,7 +579,7 @@ class UnlearnPanel(LocalPanel):
     def action_pause(self) -> None:
         self.post_message(self.Wants("pause"))
 
-    def action_toggle(self) -> None:
+    def action_on_off(self) -> None:
         self.post_message(self.Wants("toggle", self.run))
 
     def action_mark_run(self) -> None:

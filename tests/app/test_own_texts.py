@@ -531,6 +531,30 @@ async def test_what_goes_wrong_is_said_and_the_text_stays(app: MemlocApp, sessio
         assert any("Your text is here until you quit: it cannot be kept (" in notice for notice in notices(app))
 
 
+async def test_where_the_model_is_refused_none_is_studied_and_the_kept_ones_can_be_taken_away(
+    app: MemlocApp, session: OwnSession
+) -> None:
+    own_texts.keep(make_vocabulary(), OwnText(tokens_of(words(1)), words(1)))
+    session.cached, session.parts = True, ("vocabulary", "paragraphs")
+    session.fail_open = MemlocError("There is no memory left on cuda:0.")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(pilot, lambda: app.explorer.current >= 0 and notices(app))
+        await pilot.press("+")
+        await until(pilot, lambda: isinstance(app.screen, OwnTextDialog))
+        await paste(pilot, words(2))
+        await until(pilot, lambda: said(app) == "There is no memory left on cuda:0. r tries again.")
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert isinstance(app.screen, OwnTextDialog)
+        await pilot.press("escape")
+        app.explorer.listing.go_to(60)
+        await until(pilot, lambda: app.explorer.current == 60)
+        await pilot.press("-")
+        await until(pilot, lambda: not kept())
+        assert notices(app)[-1].startswith("Taken away")
+        assert not any("went wrong" in notice for notice in notices(app))
+
+
 async def test_a_broken_file_is_said_once_and_the_list_is_the_files(app: MemlocApp) -> None:
     file = own_texts.own_file(make_vocabulary())
     file.parent.mkdir(parents=True)
