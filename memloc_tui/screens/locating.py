@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from memloc_tui import overlays
-from memloc_tui.inquiry import Inquiry
 from memloc_tui.samples import Samples
 from memloc_tui.scene import Head, Scene
+from memloc_tui.screens.inquiry import Inquiry
 from memloc_tui.widgets.local_panel import LocalPanel
 
 if TYPE_CHECKING:
