@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from memloc_core import memory
 from memloc_core.errors import UsageError
@@ -36,6 +39,8 @@ def compute_exactly() -> None:
 
     Exact match hangs on small margins.
     """
+    if hasattr(torch.backends, "fp32_precision"):  # the newer switch, of everything
+        torch.backends.fp32_precision = "ieee"
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -63,6 +68,27 @@ def free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """A processor's tensor there. A GPU takes it when it gets to it; nobody waits for that."""
+    if device.type == "cuda" and numbers.device.type == "cpu":
+        numbers = numbers.pin_memory()  # what can be swapped out may have to wait
+    return numbers.to(device, non_blocking=device.type != "mps")  # which may read what is no longer there
+
+
+def fetched(tensors: Sequence[Tensor]) -> Callable[[], list[NDArray[Any]]]:
+    """Begins to bring them over; what comes back waits for them, but for nothing that a GPU is asked for later."""
+    kind = tensors[0].device.type
+    here = [tensor.to("cpu", non_blocking=kind != "mps") for tensor in tensors]
+    brought = torch.cuda.current_stream(tensors[0].device).record_event() if kind == "cuda" else None
+
+    def arrived() -> list[NDArray[Any]]:
+        if brought is not None:
+            brought.synchronize()
+        return [tensor.numpy() for tensor in here]
+
+    return arrived
+
+
 def give_back() -> None:
     """Let other programs have the GPU memory that torch holds without using it."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -78,7 +104,7 @@ def ran_out(error: BaseException) -> bool:
 
 def is_lost(error: BaseException) -> bool:
     """Whether a GPU has failed in such a way that every later question to it in this process will fail too."""
-    return isinstance(error, torch.AcceleratorError) and not ran_out(error)
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) and not ran_out(error)  # since torch 2.8
 
 
 class PeakMemory:

@@ -70,6 +70,7 @@ class LanguageModel:
         self._splits = self._trunk_and_head_equal_the_model()
         self._refuse_unless_causal()
         self.reuses_prefix = self._cached_prefix_equals_whole_pass()
+        self._rope_changes = _where_rope_changes(config)
         self.adapter = architectures.find(model)
         self.blocks = self._find_blocks()
         cancelled = self.cancelled
@@ -83,17 +84,13 @@ class LanguageModel:
 
     # ------------------------------------------------------------------------------------------------- forward passes
 
-    def sent(self, ids: Tensor) -> Tensor:
-        """Integers on the model's device; the processor does not wait there until a GPU has got to them."""
-        return ids.to(self.device, non_blocking=self.device.type != "mps")  # which may read what is no longer there
-
     def hidden(self, ids: Tensor, cache: Any = None) -> Tensor:
         """Final hidden states after the last norm, [n, t, w], for ids [n, t] that follow what `cache` holds.
 
         The cache, a transformers `Cache`, is extended in place.
         """
         run = self.model.base_model if self._splits else self.model
-        out = run(input_ids=self.sent(ids), past_key_values=cache, use_cache=cache is not None)
+        out = run(input_ids=devices.sent(ids, self.device), past_key_values=cache, use_cache=cache is not None)
         hidden: Tensor = out.last_hidden_state if self._splits else out.logits
         return hidden
 
@@ -188,12 +185,17 @@ class LanguageModel:
         targets = rows[:, prefix_length:].to(self.device)
         return F.cross_entropy(self.logits(hidden).mT, targets, reduction="none")
 
+    def reuses(self, length: int) -> bool:
+        """Whether in rows of `length` tokens the keys and values of a prefix serve for what follows."""
+        return self.reuses_prefix and not 0 < self._rope_changes < length
+
     def greedy(self, prompts: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Greedy tokens [n, length] after prompts [n, t], and their probabilities; end-of-text is a token like any.
 
         A model whose keys and values cannot be reused reads the whole text again for every token.
         """
-        cache, ids = self.new_cache() if self.reuses_prefix else None, prompts.to(self.device)
+        cache = self.new_cache() if self.reuses(prompts.shape[1] + length) else None
+        ids = prompts.to(self.device)
         tokens, probabilities = [], []
         for _ in range(length):
             logits = self.logits(self.hidden(ids, cache)[:, -1])
@@ -212,7 +214,7 @@ class LanguageModel:
     def selected(self, cache: Any, rows: Tensor) -> Any:
         """A copy of a cache for these of its rows [n], each as often as it is named; the original stays as it is."""
         twin = _copied(cache)
-        twin.batch_select_indices(self.sent(rows))
+        twin.batch_select_indices(devices.sent(rows, self.device))
         return twin
 
     def shortened(self, cache: Any, rows: Tensor, tokens: int) -> Any:
@@ -351,7 +353,7 @@ class LanguageModel:
             self._splits = True
             for after in _known_ends(self.model.config.get_text_config()):
                 self._after_head = after
-                with contextlib.suppress(AttributeError, TypeError, RuntimeError, ValueError):
+                with _tried(AttributeError, TypeError, RuntimeError, ValueError):
                     if torch.equal(self.logits(self.hidden(ids)), whole):
                         return True
             return False
@@ -391,13 +393,23 @@ class LanguageModel:
         """Whether tokens after a cached prefix get the hidden states of a whole pass (up to rounding)."""
         ids = self._probe_ids()
         half = ids.shape[1] // 2
-        with torch.inference_mode(), contextlib.suppress(Exception):
+        with torch.inference_mode(), _tried(Exception):
             whole = self.hidden(ids)[:, half:]
             cache, twice = self.new_cache(), torch.tensor([0, 0])
             self.hidden(ids[:, :half], cache)
             again = [self.hidden(ids[:, half:].repeat(2, 1), self.selected(cache, twice)) for _ in range(2)]
             return all(self._nearly(once, whole) for once in again)  # so the copy was one
         return False
+
+
+@contextlib.contextmanager
+def _tried(*errors: type[Exception]) -> Iterator[None]:
+    """What a model may not be able to do, and then raises one of these; too little memory says nothing of that."""
+    try:
+        yield
+    except errors as error:
+        if ran_out(error):
+            raise
 
 
 def _copied(cache: Any) -> Any:
@@ -409,6 +421,15 @@ def _copied(cache: Any) -> Any:
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _where_rope_changes(config: Any) -> int:
+    """The tokens beyond which a "longrope" model (Phi-3's long ones) turns all its keys differently; 0 for others."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return 0
+    named = "original_max_position_embeddings"
+    return int(rope.get(named) or getattr(config, named, 0) or 0)
 
 
 def _known_ends(config: Any) -> list[Callable[[Tensor], Tensor]]:

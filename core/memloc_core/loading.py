@@ -53,16 +53,6 @@ def load(request: OpenModel) -> LanguageModel:
     settings = _settings_of(config)
     about = (fingerprint, kind, attention, device.type, settings)
     identity = hashlib.sha256("\n".join(about).encode()).hexdigest()
-    try:
-        model.to(device)
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        raise MemlocError(
-            f"{request.model} does not fit on {device}: try --dtype bfloat16, another --device, or a smaller model."
-        ) from None
-    if device.type == "cuda":  # where the slow ones take a seventh of a sweep in fp32
-        gelu.fuse(gelu.slow_ones(model))
     info = ModelInfo(
         name=_name(request),
         folder=str(folder),
@@ -79,7 +69,17 @@ def load(request: OpenModel) -> LanguageModel:
         vocabulary=shape.vocabulary,
         positions=int(getattr(config, "max_position_embeddings", 0) or 0),
     )
-    return LanguageModel(model, info)
+    try:
+        model.to(device)
+        if device.type == "cuda":  # where the slow ones take a seventh of a sweep in fp32
+            gelu.fuse(gelu.slow_ones(model))
+        return LanguageModel(model, info)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise MemlocError(
+            f"{request.model} does not fit on {device}: try --dtype bfloat16, another --device, or a smaller model."
+        ) from None
 
 
 def _name(request: OpenModel) -> str:

@@ -121,7 +121,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"{op}: expected all tensors to be on the same device, but found {DEVICE} and cpu")
     wanted = torch.device(kwargs.get("device") or (DEVICE if tensors else "cpu"))
     crosses = op == aten._to_copy.default and wanted.type != (DEVICE if there else torch.device("cpu")).type
-    if op == aten._local_scalar_dense.default or (crosses and (there or not kwargs.get("non_blocking"))):
+    if op == aten._local_scalar_dense.default or (crosses and not kwargs.get("non_blocking")):
         waits.append(op.name())
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")

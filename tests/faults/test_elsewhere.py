@@ -73,8 +73,9 @@ def test_a_device_with_memory_of_its_own_gives_the_processor_s_answers_and_takes
     seen(f"{sum('small_differs' in line for line in lines)} of them with 7/10 of the memory that they took")
 
 
-# Sweeps of three paragraphs in four groups, and in between what a GPU would wait for.
+# Sweeps of three paragraphs in four groups: when they are asked for, come in and are told, and what would wait.
 SWEEPS = """
+from memloc_core import devices
 from memloc_core.analyses import perturbation
 from memloc_core.language_model import LanguageModel
 from tests.faults import answers_elsewhere, elsewhere
@@ -84,11 +85,16 @@ def hidden(*arguments, plain=LanguageModel.hidden):
     elsewhere.waits.append("asked")
     return plain(*arguments)
 
+def fetched(tensors, plain=devices.fetched):
+    arrived = plain(tensors)
+    elsewhere.waits.append("asked whole")
+    return lambda: elsewhere.waits.append("arrived") or arrived()
+
 here, there = answers_elsewhere.both("llama", elsewhere.DEVICE)
-LanguageModel.hidden, perturbation.rows_of_a_pass = hidden, lambda lm: 10
+LanguageModel.hidden, devices.fetched, perturbation.rows_of_a_pass = hidden, fetched, lambda lm: 10
 for done in perturbation.run_sweeps(there, QUESTIONS[Sweeps]()):
     elsewhere.waits.append("done")
-print(*elsewhere.waits, sep="\\n")
+print(*elsewhere.waits, "done", sep="\\n")
 """
 
 
@@ -97,9 +103,8 @@ def test_sweeps_ask_a_gpu_for_more_before_they_wait_for_what_it_computes() -> No
     command = [sys.executable, "-c", SWEEPS]
     told = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
     assert told.returncode == 0, told.stderr[-4000:]
-    lines = told.stdout.split()
-    groups = "".join("|" if line == "asked" else "." if line == "done" else "x" for line in lines)
-    assert groups.split("|")[3:] == ["xxxx."] * 2 + ["xxxx.xxxx"]  # before them the clean rows, and the first group
+    lines = told.stdout.splitlines()
+    assert lines[-14:] == [*["asked", "asked whole", "arrived", "done"] * 3, "arrived", "done"], lines
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

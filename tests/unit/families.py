@@ -93,8 +93,32 @@ _CONFIGS: dict[str, Any] = {
     "mamba": lambda: transformers.MambaConfig(
         **_GPT, hidden_size=24, num_hidden_layers=3, state_size=4, pad_token_id=0
     ),
+    # One attention block in two places, beside others.
+    "zamba2": lambda: transformers.Zamba2Config(
+        **_LLAMA,
+        layers_block_type=["linear_attention", "hybrid", "hybrid"],
+        mamba_d_state=8,
+        n_mamba_heads=4,
+        num_mem_blocks=1,
+        adapter_rank=4,
+        chunk_size=8,
+    ),
+    # Keys beyond 16 tokens are turned in another way.
+    "longrope": lambda: transformers.Phi3Config(
+        **_LLAMA,
+        num_key_value_heads=2,
+        original_max_position_embeddings=16,
+        sliding_window=8,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 3,
+            "long_factor": [2.0] * 3,
+            "original_max_position_embeddings": 16,
+        },
+    ),
 }
-UNKNOWN = ("opt", "falcon", "mamba")
+UNKNOWN = ("opt", "falcon", "mamba", "zamba2", "longrope")
 ALL = tuple(name for name in _CONFIGS if name not in UNKNOWN)
 # Those that differ in kind; the others differ from one of them in norms, windows and scales alone.
 KNOWN = ("gpt_neo", "gpt2", "gpt_neox", "gptj", "phi", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2")

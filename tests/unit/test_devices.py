@@ -12,6 +12,7 @@ import torch
 from memloc_core import devices, worker
 from memloc_core.engine import Engine
 from memloc_core.errors import MemlocError
+from memloc_core.language_model import LanguageModel
 from memloc_core.loading import load
 from memloc_core.requests import ExactMatch, OpenModel
 from memloc_core.unlearning import watching
@@ -63,6 +64,29 @@ def test_other_errors_are_no_lack_of_memory():
     assert devices.is_lost(torch.AcceleratorError("CUDA error: device-side assert triggered", 710))
 
 
+def test_no_gpu_is_lost_where_torch_has_no_error_for_it(monkeypatch):
+    monkeypatch.delattr(torch, "AcceleratorError")  # torch 2.6 and 2.7
+    assert not devices.is_lost(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_too_little_memory_while_a_model_is_tried_out_is_not_taken_for_what_it_cannot_do(tiny_checkpoint, monkeypatch):
+    """It would be held whole: logits for every token, no prefix used again."""
+    plain, calls, fails_at = LanguageModel.hidden, [], [0]
+
+    def hidden(self, ids, cache=None):
+        calls.append(1)
+        if len(calls) == fails_at[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(self, ids, cache)
+
+    monkeypatch.setattr(LanguageModel, "hidden", hidden)
+    load(OpenModel(str(tiny_checkpoint)))
+    for fails_at[0] in range(1, len(calls) + 1):
+        calls.clear()
+        with pytest.raises(MemlocError, match="does not fit on cpu"):
+            load(OpenModel(str(tiny_checkpoint)))
+
+
 def test_a_gpu_that_has_failed_for_good_takes_its_process_along(monkeypatch):
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -93,6 +117,9 @@ def test_a_loaded_model_computes_in_float32_whatever_was_chosen_before(tiny_chec
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
+    torch.backends.fp32_precision = "tf32"  # a library's, by the newer switch
+    load(OpenModel(str(tiny_checkpoint)))
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
 
 

@@ -185,6 +185,29 @@ def test_a_family_without_an_adapter_does_what_it_can_and_says_what_it_lacks(fam
 # -------------------------------------------------------------------------------------------- parity with transformers
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_text_that_grows_beyond_where_the_rope_changes_is_what_generate_writes(seed):
+    lm, prefix = tiny("longrope"), paragraphs(1, P, seed)[0]
+    told = result(lm, Continue(prefix, 10)).tokens.tolist()
+    ids = torch.tensor([prefix])
+    written = lm.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, eos_token_id=None
+    )
+    assert told == written[0, P:].tolist()
+
+
+def test_sweeps_of_rows_on_both_sides_of_where_the_rope_changes_are_passes_over_whole_rows():
+    lm = tiny("longrope")
+    for length in (15, 16, 17, 24):
+        row = paragraphs(1, length, 3)[0]
+        swept = result(lm, Sweep(row, prefix_length=P))
+        for position in range(P):
+            changed = [*row[:position], int(swept.replacements[position, 0]), *row[position + 1 :]]
+            scored = result(lm, ExactMatch((tuple(changed),), P))
+            assert swept.em[position, 0] == scored.em[0]
+            assert swept.nll[position, 0] == pytest.approx(scored.nll[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("family", ALL)
 def test_logits_attentions_and_gradients_are_those_of_transformers(family):
     lm, rows = tiny(family), torch.tensor(ROWS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -117,8 +119,9 @@ def test_the_model_is_left_without_gradients_even_when_cancelled():
     assert all(not p._post_accumulate_grad_hooks for p in lm.model.parameters())
 
 
-def test_a_model_without_an_adapter_has_gradients_per_layer():
-    lm, rows = tiny("opt"), paragraphs(1)
+@pytest.mark.parametrize("family", ["opt", "zamba2"])  # two blocks of the second share an attention
+def test_a_model_without_an_adapter_has_gradients_per_layer(family):
+    lm, rows = tiny(family), paragraphs(1)
     scored = result(lm, ParameterGradients(rows, P))
     assert scored.components == ("block",)
     gradients = raw_gradients(lm, rows)
@@ -126,6 +129,13 @@ def test_a_model_without_an_adapter_has_gradients_per_layer():
         flat = torch.cat([gradients[id(p)].flatten() for p in block.parameters() if p.ndim == 2])
         assert scored.max[0, layer, 0] == pytest.approx(float(flat.abs().max()), rel=1e-3)
         assert scored.mean[0, layer, 0] == pytest.approx(float(flat.abs().mean()), rel=1e-3)
+
+
+def test_fewer_blocks_than_the_configuration_has_layers_are_no_error(monkeypatch):
+    lm, rows = tiny("opt"), paragraphs(1)
+    scored = result(lm, ParameterGradients(rows, P))
+    monkeypatch.setattr(lm, "info", replace(lm.info, layers=7))
+    np.testing.assert_array_equal(result(lm, ParameterGradients(rows, P)).max, scored.max)
 
 
 def test_contrast_compares_the_two_mean_gradients_weight_by_weight():

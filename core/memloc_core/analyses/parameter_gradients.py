@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memloc_core.architectures import KINDS, Matrix, is_matrix
 from memloc_core.devices import PeakMemory, widest
@@ -35,15 +35,21 @@ def run(lm: LanguageModel, request: ParameterGradients) -> Generator[Progress, N
     nll = torch.empty(n)
     found: dict[tuple[int, str], Tensor] = {}  # by layer and kind, for the paragraph at work
 
-    def score(layer: int, matrix: Matrix) -> None:
-        assert matrix.parameter.grad is not None
-        for kind, gradient in weights.parts(matrix, matrix.parameter.grad):
-            reduced = _reduced(gradient)
-            if (layer, kind) in found:  # the second matrix of a gated MLP
-                largest = torch.maximum(found[layer, kind][0], reduced[0])
-                reduced = torch.cat([largest[None], found[layer, kind][1:] + reduced[1:]])
-            found[layer, kind] = reduced
-        matrix.parameter.grad = None
+    owners: dict[nn.Parameter, list[tuple[int, Matrix]]] = {}  # blocks may share a parameter
+    for layer, matrices in enumerate(weights.layers):
+        for matrix in matrices:
+            owners.setdefault(matrix.parameter, []).append((layer, matrix))
+
+    def score(parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None
+        for layer, matrix in owners[parameter]:
+            for kind, gradient in weights.parts(matrix, parameter.grad):
+                reduced = _reduced(gradient)
+                if (layer, kind) in found:  # the second matrix of a gated MLP
+                    largest = torch.maximum(found[layer, kind][0], reduced[0])
+                    reduced = torch.cat([largest[None], found[layer, kind][1:] + reduced[1:]])
+                found[layer, kind] = reduced
+        parameter.grad = None
 
     # One row at a time: a batch's gradients come out summed.
     largest_matrix = max(m.parameter.numel() * m.parameter.element_size() for layer in weights.layers for m in layer)
@@ -51,17 +57,15 @@ def run(lm: LanguageModel, request: ParameterGradients) -> Generator[Progress, N
         with contextlib.ExitStack() as stack:
             stack.enter_context(peak.step(lm.row_bytes(rows.shape[1], backward=True) + 2 * largest_matrix))
             stack.enter_context(_differentiable(weights))
-            for layer, matrices in enumerate(weights.layers):
-                for matrix in matrices:
-                    handle = matrix.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                        lambda _, layer=layer, matrix=matrix: score(layer, matrix)
-                    )
-                    stack.callback(handle.remove)
+            for parameter in owners:
+                handle = parameter.register_post_accumulate_grad_hook(score)  # type: ignore[no-untyped-call]
+                stack.callback(handle.remove)
             loss = lm.nll(rows[i : i + 1], request.prefix_length).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             nll[i] = loss.detach()
         lm.refuse_no_numbers(nll[i])
-        by_layer = [torch.cat([found[layer, kind] for kind in weights.slices], -1) for layer in range(lm.info.layers)]
+        layers = range(len(weights.layers))
+        by_layer = [torch.cat([found[layer, kind] for kind in weights.slices], -1) for layer in layers]
         scores[:, i] = torch.stack(by_layer, 1).cpu()
         found.clear()
         yield Progress(i + 1, n, "paragraphs")

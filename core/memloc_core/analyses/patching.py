@@ -112,7 +112,7 @@ def run(lm: LanguageModel, request: ActivationPatching) -> Generator[Progress, N
     values = _empty(lm, twins)
     cells = list(_cells(lm, request, first, length - 1))
     forwards, done = 1, 0
-    cache, cached = (lm.new_cache() if lm.reuses_prefix else None), 0
+    cache, cached = (lm.new_cache() if lm.reuses(length) else None), 0
 
     def so_far() -> PatchScores:
         copies = {site: x.clone() for site, x in values.items()}

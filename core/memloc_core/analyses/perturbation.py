@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memloc_core import devices
 from memloc_core.bfloat16 import Bfloat16Pass
 from memloc_core.errors import UsageError
 from memloc_core.language_model import LanguageModel
@@ -117,7 +118,7 @@ class _Swept:
             self.clean = _reference_rows(lm, rows, self.p, [request.reference == "own" for request in requests])
             tokens = np.stack([_replacements(lm, request) for request in requests], 1)  # [p, n, draws]
             self.targets = self.clean[:, self.p :].to(lm.device)
-            self.cache = lm.new_cache() if lm.reuses_prefix else None  # of the whole clean rows
+            self.cache = lm.new_cache() if lm.reuses(rows.shape[1]) else None  # of the whole clean rows
             found = lm.token_scores(lm.hidden(self.clean[:, :-1], self.cache)[:, -self.c :], self.targets)
         self.clean_margins = found.margin.cpu().numpy()
         self.clean_margin = found.deciding_margin(self.targets).cpu().numpy()  # what each exact match hangs on
@@ -131,7 +132,7 @@ class _Swept:
         self.margins = np.zeros((places, self.c), np.float32)  # of every token
         self.exact = np.zeros(places, bool)  # of verified sweeps: computed in full precision
         self.error, self.bound = np.full((2, self.n), np.nan, np.float32)
-        self._unread: tuple[Ints, tuple[Tensor, ...]] | None = None  # places, and what a GPU still computes of them
+        self._unread: tuple[Ints, Callable[[], list[NDArray[Any]]]] | None = None  # what a GPU still computes
 
     def of(self, paragraph: int) -> SweepScores:
         """What is known by now of one of them."""
@@ -220,28 +221,22 @@ class _Swept:
         rows = self.clean[of]
         rows[torch.arange(len(of)), torch.from_numpy(self.position[places])] = torch.from_numpy(self.tokens[places])
         with torch.inference_mode():
-            of = self.lm.sent(of)
+            of = devices.sent(of, self.lm.device)
             cache = self.lm.selected(prefix, of) if cached else None
             targets = self.targets[of]
             scores = self.lm.token_scores(self.lm.hidden(rows[:, cached:-1], cache)[:, -self.c :], targets)
-            found = (
-                scores.exact_match(targets),
-                scores.deciding_margin(targets),
-                scores.nll.mean(-1),
-                scores.margin,
-            )
+            em, margin = scores.exact_match(targets), scores.deciding_margin(targets)
+            arrived = devices.fetched((em, margin, scores.nll.mean(-1), scores.margin))
         self._read()
-        self._unread = places, found
+        self._unread = places, arrived
         if self.lm.device.type == "cpu":
             self._read()
 
     def _read(self) -> None:
         """Take in what was asked for last. Of a GPU that waits, so it is done once the next places are asked for."""
         if self._unread is not None:
-            places, found = self._unread
-            self._unread = None
-            numbers = [tensor.cpu().numpy() for tensor in found]
-            self.em[places], self.margin[places], self.nll[places], self.margins[places] = numbers
+            (places, arrived), self._unread = self._unread, None
+            self.em[places], self.margin[places], self.nll[places], self.margins[places] = arrived()
 
 
 def rows_of_a_pass(lm: LanguageModel) -> int:

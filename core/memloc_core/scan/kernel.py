@@ -27,7 +27,7 @@ def exact_matches(lm: LanguageModel, rows: Tensor, prefix_length: int) -> Tensor
 
     Raises MemlocError where the model gives no numbers.
     """
-    if not lm.reuses_prefix:
+    if not lm.reuses(rows.shape[1]):
         whole = lm.score(rows, prefix_length)
         lm.refuse_no_numbers(whole.nll)
         return whole.exact_match(rows[:, prefix_length:].to(lm.device)).cpu()
