@@ -19,6 +19,8 @@ from memloc_core.tokenizers import begin_of_text, begin_of_text_token, load_toke
 if TYPE_CHECKING:
     from memloc_core.requests import Ints
 
+_UNKNOWN = ("", "na", "n/a", "none", "null")  # what tables put where they have no name
+
 
 def open_paragraphs(request: OpenParagraphs) -> ParagraphSet:
     """Read, check and describe the paragraphs of a file.
@@ -114,27 +116,27 @@ def _ints(rows: Rows, column: str, kept: list[int]) -> Ints:
 
 def _int(value: object) -> int:
     """A whole number, also as text or where a table's gaps made it a float; -1 for anything else."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = int(value) if value.isdecimal() else float(value)
+    value = _number(value)
     if isinstance(value, int | float) and -(2**62) < value < 2**62 and value == int(value):
         return int(value)
     return -1
 
 
+def _number(value: object) -> object:
+    """The number that a text is, else what it was."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value) if value.isdecimal() else float(value)
+    return value
+
+
 def _families(rows: Rows, kept: list[int]) -> Ints:
     """The families' numbers; those that have names get the numbers after them, in the order of the rows."""
-    found = _ints(rows, "family", kept)
-    named = {name: 0 for i, number in zip(kept, found, strict=True) if number < 0 and (name := _name(rows, i))}
+    found, values = _ints(rows, "family", kept), rows.columns.get("family")
+    names = [name if values and isinstance(name := _number(values[i]), str) else "" for i in kept]
+    named = dict.fromkeys(name for name in names if name.casefold() not in _UNKNOWN)
     numbers = {name: number for number, name in enumerate(named, int(found.max(initial=-1)) + 1)}
-    return np.array([numbers.get(_name(rows, i), n) for i, n in zip(kept, found.tolist(), strict=True)], np.int64)
-
-
-def _name(rows: Rows, row: int) -> str:
-    """What stands there as a family, where that is text and no number."""
-    values = rows.columns.get("family")
-    value = None if values is None else values[row]
-    return value if isinstance(value, str) and _int(value) < 0 else ""
+    return np.array([numbers.get(name, known) for name, known in zip(names, found.tolist(), strict=True)], np.int64)
 
 
 def _strings(rows: Rows, column: str, kept: list[int]) -> tuple[str, ...]:

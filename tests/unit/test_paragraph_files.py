@@ -383,21 +383,21 @@ def test_the_other_columns_are_read_and_unknown_ones_are_minus_one_or_empty(tmp_
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
 def test_families_may_have_names_and_numbers_may_be_text(tmp_path, opened, ending):
-    file, families, counts = (
-        tmp_path / f"rows.{ending}",
-        ["oaks", "7", "elms", "oaks", ""],
-        ["12", "1e3", "", "many", "0"],
+    def told(families, counts):
+        file = tmp_path / f"rows.{ending}"
+        rows = [{"tokens": ids, "family": f, "count": c} for ids, f, c in zip(IDS, families, counts, strict=True)]
+        if ending == "csv":
+            write_csv(file, list(rows[0]), [[json.dumps(row["tokens"]), row["family"], row["count"]] for row in rows])
+        else:
+            file.write_bytes(lines(rows))
+        found = opened(file)
+        return found.family.tolist(), found.repetitions.tolist()
+
+    assert told(["oaks", "7", "elms", "oaks", ""], ["12", "1e3", "", "many", "0"]) == (
+        [8, 7, 9, 8, -1],
+        [12, 1000, -1, -1, 0],
     )
-    rows = [{"tokens": ids, "family": f, "count": c} for ids, f, c in zip(IDS, families, counts, strict=True)]
-    if ending == "csv":
-        write_csv(
-            file, ["tokens", "family", "count"], [[json.dumps(ids), *row] for ids, *row in map(dict.values, rows)]
-        )
-    else:
-        file.write_bytes(lines(rows))
-    found = opened(file)
-    assert found.family.tolist() == [8, 7, 9, 8, -1]
-    assert found.repetitions.tolist() == [12, 1000, -1, -1, 0]
+    assert told(["-1", "nan", "NA", "None", "-1"], ["inf", "9" * 30, "-1", "1.5", "x"]) == ([-1] * 5, [-1] * 5)
 
 
 def test_counts_in_a_table_with_gaps_stay_whole_numbers(tmp_path, opened):
