@@ -148,7 +148,7 @@ async def test_a_real_browser_draws_it(served: str, tmp_path: Path) -> None:
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "textual_serve.server", None)
-    with pytest.raises(MemlocError, match=r"memloc-tui\[web\]"):
+    with pytest.raises(MemlocError, match=r"pip install '\.\[web\]'"):
         browser.serve(Settings(), Settings(), None, 0)
 
 
