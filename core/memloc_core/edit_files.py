@@ -196,7 +196,7 @@ def _runs(process: int) -> bool:
 
 def another_model(edit: str, model: str, base: str, name: str, fingerprint: str) -> MemlocError:
     """An edit of one model, the other one open: both by name and the beginning of their weights' fingerprints."""
-    that = "it in the --dtype in which the edit was made" if model == name else "that model"
+    that = "it as it was then, in the same --dtype" if model == name else "that model"
     return MemlocError(
         f"Edit {edit[:_SHORT]} was made on {model or 'another model'} (weights {base[:_SHORT]}), and the open model is "
         f"{name} (weights {fingerprint[:_SHORT]}): open {that}, or leave the edit away."

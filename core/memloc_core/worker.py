@@ -215,7 +215,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # OpenMP threads that spin at a barrier while another process holds their core made a sweep 20 times slower on a
     # two-core machine with one busy core, and keys slow. After 1,000 rounds they sleep; where nobody else wants the
-    # cores that costs short steps a third of their speed, so commands have them spin longer (console.py).
+    # cores that costs short steps a third of their speed, so commands have them spin longer (commands/console.py).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Libraries print; descriptor 1 is the protocol's alone.
     sink = os.fdopen(os.dup(1), "wb")

@@ -202,7 +202,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(lm):
     other = make_edit(lm, 5, 9)
     size = dict(lm.model.named_parameters())[good.parameters[0]].numel()
     for fields, said in (
-        ({"base": "0" * 64, "model": "other"}, "made on other .weights 00000000.*gpt_neo .weights gpt_neo"),
+        ({"base": "0" * 64, "model": "other"}, "made on other .weights 00000000.*gpt_neo .weights gpt_neo.*that model"),
+        ({"base": "0" * 64, "model": lm.info.name}, "open it as it was then, in the same --dtype"),
         ({"parameters": ("transformer.h.9.mlp.c_fc.weight",)}, "has no such weights"),
         ({"parameters": good.parameters * 2, "starts": np.array([0, 3, 6])}, "names a parameter twice"),
         ({"indices": good.indices[::-1].copy()}, "do not ascend"),
